@@ -1,0 +1,1 @@
+"""Datasets: spec files, sources, filters, splits and the population of other users."""

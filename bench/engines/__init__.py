@@ -1,0 +1,1 @@
+"""Engines: what turns requests into generations. One file each, registered under `bench.engines`."""

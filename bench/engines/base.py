@@ -1,0 +1,91 @@
+"""What every engine offers: an identity, a plan of batches, and generations for a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.errors import UsageError
+from bench.types import Capability, Generation, Message, Request
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The weights behind an engine, for methods that train. The weights stay frozen; leave them as they were."""
+
+    model: Any
+    """A transformers causal language model in evaluation mode, every parameter frozen."""
+    tokenizer: Any
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Generations in the order of the batch, and what they cost."""
+
+    generations: list[Generation]
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured rates of a loaded engine, for estimates before long work."""
+
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    """Over a whole batch of the engine's usual size."""
+
+
+class Engine(ABC):
+    """Turns requests into generations. Made cheaply; `load` does what takes time."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[frozenset[Capability]]
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Everything about the engine that can change an output: model, revision, dtype, backend, versions.
+
+        Known without loading weights; part of every run's key.
+        """
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """The most tokens, prompt and output together, that the model takes."""
+
+    def load(self) -> None:
+        """Loads weights and warms up. Safe to call twice. Default: nothing to load."""
+
+    def close(self) -> None:
+        """Frees what `load` took."""
+
+    @abstractmethod
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Prompt tokens of messages, chat template included, each soft slot counted as one."""
+
+    @abstractmethod
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Batches as lists of indices into `requests`: a pure function of the requests, so that a run can resume."""
+
+    @abstractmethod
+    def run(self, batch: Sequence[Request]) -> BatchResult:
+        """Generations for one batch. A request that cannot be served comes back with its error, not as an exception."""
+
+    def speed(self) -> Speed | None:
+        """Rates measured while warming up, or None where they mean nothing."""
+        return None
+
+    def language_model(self) -> LanguageModel:
+        """The weights, for training. Raises UsageError where an engine has none at hand."""
+        raise UsageError(f"engine {self.name!r} gives no access to weights; use --engine hf for methods that train")
+
+    def peak_memory(self) -> int | None:
+        """Most bytes of accelerator memory since the last call, or None without an accelerator."""
+        return None

@@ -1,0 +1,120 @@
+"""The one interface: what a method is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from bench.config import Config as BaseConfig
+from bench.errors import UsageError
+from bench.keys import request_seed
+from bench.meter import Meter
+from bench.types import Capability, Example, Generation, LabeledSplit, Message, Request, Sampling, Task, Truth
+
+if TYPE_CHECKING:
+    from bench.data.population import Population
+    from bench.encoders import Encoder
+    from bench.engines.base import Engine
+
+FINAL_STAGE = "generate"
+"""The stage whose text is the method's answer."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a method may touch besides the examples it is given."""
+
+    task: Task
+    population: Population
+    """The only door to other users."""
+    engine: Engine
+    seed: int
+    sampling: Sampling
+    max_prompt_tokens: int
+    meter: Meter
+    encoder_or_none: Encoder | None = None
+    truth: Truth | None = None
+    """Only for methods that need Capability.TRUTH."""
+    stage_runner: Callable[[Sequence[Request], str], list[Generation]] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The text encoder. Raises UsageError for a method that did not say it wants one."""
+        if self.encoder_or_none is None:
+            raise UsageError("this method uses ctx.encoder: let its wants_encoder() return True")
+        return self.encoder_or_none
+
+    def request(self, example: Example, messages: Sequence[Message], stage: str = FINAL_STAGE) -> Request:
+        """A request with the run's sampling and the seed that belongs to this example and stage."""
+        seed = request_seed(self.seed, example.id, stage)
+        return Request(example.id, stage, tuple(messages), self.sampling, seed)
+
+    def generate(self, requests: Sequence[Request], stage: str) -> list[Generation]:
+        """Runs an intermediate stage over all examples at once: batched, cached and metered by stage."""
+        if self.stage_runner is None:
+            raise UsageError("this context cannot run intermediate stages")
+        return self.stage_runner(requests, stage)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What `fit` is about to do, said before it starts."""
+
+    rows: int
+    tokens: int
+    """Tokens of one epoch, prompts and targets together."""
+    epochs: int
+    smaller: str
+    """The flags that make it smaller."""
+    texts_to_embed: int = 0
+
+
+class Method(ABC):
+    """One way to write as a user would. The first line of a method's docstring is its line in `bench list methods`."""
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    """Part of every key: raise it when outputs change."""
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
+    """Every knob, typed, with its default and meaning."""
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT})
+    """Checked against engine and dataset before anything loads."""
+
+    def __init__(self, config: BaseConfig | None = None) -> None:
+        self.config = config if config is not None else self.Config()
+
+    def wants_encoder(self) -> bool:
+        """Whether `ctx.encoder` will be used under this config."""
+        return False
+
+    def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan | None:
+        """Rows and tokens that `fit` will take, or None if there is nothing to learn."""
+        return None
+
+    def fit(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:  # noqa: B027 - a default, not a duty
+        """Learns from train, selects on dev. Default: nothing to learn."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027
+        """Writes what `fit` learned (safetensors and JSON) into an existing folder."""
+
+    def load(self, folder: Path, ctx: Context) -> None:  # noqa: B027
+        """Reads what `save` wrote, in place of `fit`."""
+
+    @abstractmethod
+    def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:
+        """One request an example, in the same order."""
+
+    def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
+        """The prompt of an example as a person would read it, with nothing fitted."""
+        return self.requests([example], ctx)[0].messages
+
+    def answer(self, examples: Sequence[Example], ctx: Context) -> list[str] | None:
+        """Texts written without a language model, or None (the default) for a method that asks one."""
+        return None
+
+    def parse(self, example: Example, text: str) -> str:
+        """The answer within the model's text."""
+        return text.strip()

@@ -1,0 +1,1 @@
+"""Metrics, one file each. Every one is an `evaluate.Metric` that works without a network."""

@@ -1,0 +1,192 @@
+"""The nouns of the harness: frozen dataclasses that every floor above speaks in.
+
+Data flows one way: `Dataset` -> `Example` -> `Request` -> `Generation` -> scores. An `Example` never carries
+the text that is to be written; references travel apart, in a `LabeledSplit`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+FieldValue = str | float | None
+
+
+class Capability(enum.StrEnum):
+    """What a method needs from its engine (or, for `TRUTH`, from the dataset); checked before anything loads."""
+
+    TEXT = "text"  # chat messages in, text out
+    SOFT_PROMPT = "soft_prompt"  # vectors in place of tokens at named slots of the prompt
+    ADAPTER = "adapter"  # a peft adapter folder applied while generating
+    TRAIN = "train"  # access to the weights and to gradients
+    TRUTH = "truth"  # the dataset knows how its texts were made (planted data only)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text that a user wrote."""
+
+    id: str
+    """Unique within the dataset."""
+    user_id: str
+    text: str
+    fields: Mapping[str, FieldValue]
+    """Values of the task's fields (for a review: item title, item description, rating, review title)."""
+    item_id: str | None = None
+    timestamp: int | None = None
+    """Milliseconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One thing to write: what is asked, for whom, and what the user wrote before. Holds no reference text."""
+
+    id: str
+    user_id: str
+    fields: Mapping[str, FieldValue]
+    """Values of the task's fields for the target."""
+    history: tuple[Document, ...]
+    """The user's earlier documents, oldest first, all strictly before `timestamp`."""
+    item_id: str | None = None
+    timestamp: int | None = None
+    """Milliseconds since the epoch; peers are looked up before this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a task: its key in `Document.fields` and how it is called in a prompt."""
+
+    name: str
+    label: str
+    shortenable: bool = False
+    """Whether a prompt over its budget may cut this value (long descriptions: yes; titles, ratings: no)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The fields of a task in prompt order, so that methods render prompts without knowing what is written."""
+
+    name: str
+    noun: str
+    """What is written: "review", "headline"."""
+    fields: tuple[Field, ...]
+    target_label: str
+    """How the text to write is called in a prompt ("Review")."""
+    query_fields: tuple[str, ...]
+    """Fields of the target that form a retrieval query."""
+    document_fields: tuple[str, ...]
+    """Fields of a past document that are matched against the query."""
+
+
+REVIEW_TASK = Task(
+    name="review",
+    noun="review",
+    fields=(
+        Field("item_title", "Item title"),
+        Field("item_description", "Item description", shortenable=True),
+        Field("rating", "Rating"),
+        Field("title", "Review title"),
+    ),
+    target_label="Review",
+    query_fields=("title", "item_description"),
+    document_fields=("title", "item_description"),
+)
+"""Personalized review generation as in DPL and DEP: title and description of the item, rating, review title."""
+
+
+@dataclass(frozen=True)
+class LabeledSplit:
+    """Examples with the texts their users really wrote. Given to `fit` and to metrics, to nothing else."""
+
+    examples: tuple[Example, ...]
+    references: Mapping[str, str]
+    """Example id -> reference text."""
+
+    def __post_init__(self) -> None:
+        missing = [e.id for e in self.examples if e.id not in self.references]
+        if missing:
+            raise ValueError(f"{len(missing)} examples have no reference text, first: {missing[0]}")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat prompt."""
+
+    role: str
+    content: str
+
+
+class FloatMatrix(Protocol):
+    """Anything numpy or torch can read as a float matrix of shape (positions, hidden size)."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How text is drawn. Temperature 0 is greedy decoding."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the language model."""
+
+    example_id: str
+    stage: str
+    """Name of the step within the method; the last one is "generate"."""
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    """`request_seed(run seed, example id, stage)`: sampling depends on it, not on order or batch."""
+    soft: Mapping[str, FloatMatrix] = field(default_factory=dict)
+    """Vectors for each `slot(name)` placeholder that stands in the messages."""
+    adapter: str | None = None
+    """Folder of a peft adapter to generate with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What came back for one request."""
+
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+    finish_reason: str
+    """"stop", "length", "none" (no model was asked) or "error"."""
+    cached: bool = False
+    error: str | None = None
+
+
+class Truth(Protocol):
+    """What a synthetic dataset knows about how its texts came to be."""
+
+    def write(self, example_id: str, seed: int) -> str:
+        """The text that the example's user would write, from true parameters and fresh noise."""
+        ...
+
+    def traits(self, user_id: str) -> Mapping[str, str]:
+        """The user's planted traits: name -> value."""
+        ...
+
+    def recovered(self, user_id: str, text: str) -> Mapping[str, bool]:
+        """For each of the user's traits that a text can show: is it present in this text?"""
+        ...
+
+
+SLOT_OPEN, SLOT_CLOSE = "\ue000", "\ue001"
+"""Private-use characters around a slot's name; data sources strip them from texts, so no review can forge a slot."""
+
+
+def slot(name: str) -> str:
+    """The placeholder to put into a message where the soft vectors called `name` go."""
+    return f"{SLOT_OPEN}{name}{SLOT_CLOSE}"
