@@ -16,7 +16,7 @@ C = TypeVar("C", bound=BaseModel)
 class Config(BaseModel):
     """Base of every config: frozen, no unknown keys, no NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def parse_value(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Errors a user can mend. Each says what is wrong, where, and what to do; the CLI prints it as one line, exit code 2."""
+"""Errors a user can mend: what is wrong, where, and what to do. The CLI prints one line and exits with code 2."""
 
 from __future__ import annotations
 

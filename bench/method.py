@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +12,18 @@ from bench.config import Config as BaseConfig
 from bench.errors import UsageError
 from bench.keys import request_seed
 from bench.meter import Meter
-from bench.types import Capability, Example, Generation, LabeledSplit, Message, Request, Sampling, Task, Truth
+from bench.types import (
+    Capability,
+    Example,
+    FloatMatrix,
+    Generation,
+    LabeledSplit,
+    Message,
+    Request,
+    Sampling,
+    Task,
+    Truth,
+)
 
 if TYPE_CHECKING:
     from bench.data.population import Population
@@ -47,10 +58,18 @@ class Context:
             raise UsageError("this method uses ctx.encoder: let its wants_encoder() return True")
         return self.encoder_or_none
 
-    def request(self, example: Example, messages: Sequence[Message], stage: str = FINAL_STAGE) -> Request:
+    def request(
+        self,
+        example: Example,
+        messages: Sequence[Message],
+        *,
+        stage: str = FINAL_STAGE,
+        soft: Mapping[str, FloatMatrix] | None = None,
+        adapter: str | None = None,
+    ) -> Request:
         """A request with the run's sampling and the seed that belongs to this example and stage."""
         seed = request_seed(self.seed, example.id, stage)
-        return Request(example.id, stage, tuple(messages), self.sampling, seed)
+        return Request(example.id, stage, tuple(messages), self.sampling, seed, soft or {}, adapter)
 
     def generate(self, requests: Sequence[Request], stage: str) -> list[Generation]:
         """Runs an intermediate stage over all examples at once: batched, cached and metered by stage."""
@@ -94,13 +113,13 @@ class Method(ABC):
         """Rows and tokens that `fit` will take, or None if there is nothing to learn."""
         return None
 
-    def fit(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:  # noqa: B027 - a default, not a duty
+    def fit(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:
         """Learns from train, selects on dev. Default: nothing to learn."""
 
-    def save(self, folder: Path) -> None:  # noqa: B027
+    def save(self, folder: Path) -> None:
         """Writes what `fit` learned (safetensors and JSON) into an existing folder."""
 
-    def load(self, folder: Path, ctx: Context) -> None:  # noqa: B027
+    def load(self, folder: Path, ctx: Context) -> None:
         """Reads what `save` wrote, in place of `fit`."""
 
     @abstractmethod

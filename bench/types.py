@@ -135,6 +135,8 @@ class Sampling:
     temperature: float = 0.8
     top_p: float = 0.95
     max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    """Keeps a measurement's lengths fixed; methods leave it at 0."""
 
 
 @dataclass(frozen=True)

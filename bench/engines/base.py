@@ -48,11 +48,14 @@ class Engine(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]]
 
+    def prepare(self) -> None:
+        """Brings what `load` will read to this machine. Default: nothing to bring."""
+
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """Everything about the engine that can change an output: model, revision, dtype, backend, versions.
 
-        Known without loading weights; part of every run's key.
+        Known once prepared, without loading weights; part of every run's key.
         """
 
     @property

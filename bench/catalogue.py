@@ -1,0 +1,121 @@
+"""What there is: rows for `python -m bench list`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from bench import registry
+from bench.errors import UsageError
+
+
+def rows(what: str) -> list[dict[str, Any]]:
+    """One object a thing, each with at least its `name`."""
+    makers = {"methods": _methods, "datasets": _datasets, "models": _models, "metrics": _metrics, "engines": _engines}
+    return makers[what]()
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _knobs(config: Any) -> dict[str, Any]:
+    return {
+        name: {"default": field.get_default(call_default_factory=True), "meaning": field.description or ""}
+        for name, field in config.model_fields.items()
+    }
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "summary": _first_line(method),
+            "version": method.version,
+            "needs": sorted(method.needs),
+            "from": registry.origin("method", name),
+            "config": _knobs(method.Config),
+        }
+        for name, method in registry.items("method")
+    ]
+
+
+def _engines() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "summary": _first_line(engine),
+            "gives": sorted(engine.capabilities),
+            "from": registry.origin("engine", name),
+            "config": _knobs(engine.Config),
+        }
+        for name, engine in registry.items("engine")
+    ]
+
+
+def _metrics() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "summary": _first_line(metric),
+            "higher_is_better": metric.higher_is_better,
+            "from": registry.origin("metric", name),
+            "config": _knobs(metric.Config),
+        }
+        for name, metric in registry.items("metric")
+    ]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from bench.data.spec import spec_files, spec_summary
+
+    found = []
+    for name, path in spec_files().items():
+        try:
+            found.append(spec_summary(path))
+        except UsageError as error:
+            found.append({"name": name, "summary": f"broken: {error}"})
+    return found
+
+
+def _models() -> list[dict[str, Any]]:
+    from bench import weights
+
+    return [
+        {
+            "name": asset.name,
+            "kind": asset.kind,
+            "summary": asset.description,
+            "fetched": weights.is_fetched(asset.name),
+            "megabytes": round(asset.size / 1e6),
+            "license": asset.license,
+            "upstream": asset.upstream,
+            "revision": asset.revision,
+        }
+        for asset in weights.assets()
+    ]
+
+
+def as_text(what: str, found: list[dict[str, Any]]) -> str:
+    """A table for people: the name, then what fits on a line."""
+    from tabulate import tabulate
+
+    hidden = ("config", "version", "file", "source", "filter", "split", "upstream", "revision")
+    shown = [{key: _cell(value) for key, value in row.items() if key not in hidden} for row in found]
+    hints = {
+        "models": "Any local folder or hub id (org/name) with safetensors is taken as well.",
+        "metrics": "Any `evaluate` module is taken as well, by path or hub id.",
+        "datasets": "The path of a spec file is taken as well.",
+        "methods": "Knobs with their meaning: add --json.",
+        "engines": "Knobs with their meaning: add --json.",
+    }
+    text: str = tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=60)
+    return f"{text}\n\n{hints[what]}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

@@ -1,0 +1,126 @@
+"""Cells of a table: scores with intervals, differences, speeds and memory as people read them, raw values beside."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bench.comparison import Entry
+from bench.stats import Estimate
+
+EMPTY = "-"
+
+
+class Mark(enum.StrEnum):
+    """What is to be seen at a glance in a cell."""
+
+    NONE = ""
+    BEST = "best"
+    SECOND = "second"
+    CLEAR = "clear"  # a difference whose interval leaves out zero
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value: as shown, and raw."""
+
+    text: str = EMPTY
+    value: float | int | str | None = None
+    low: float | None = None
+    high: float | None = None
+    users: int | None = None
+    missing: int = 0
+    mark: Mark = Mark.NONE
+
+
+def _decimals(reducer: str) -> int:
+    return 2 if reducer == "corpus_bleu" else 3
+
+
+def _number(value: float, decimals: int, sign: bool = False) -> str:
+    text = f"{value:{'+' if sign else ''}.{decimals}f}"
+    return text.replace("-", "+" if sign else "") if float(text) == 0 else text  # no negative zero
+
+
+def estimate_cell(estimate: Estimate | None, reducer: str, sign: bool = False) -> Cell:
+    if estimate is None or estimate.value is None:
+        return Cell(missing=estimate.missing if estimate else 0)
+    digits = _decimals(reducer)
+    text = _number(estimate.value, digits, sign)
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{_number(estimate.low, digits, sign)}, {_number(estimate.high, digits, sign)}]"
+    return Cell(text, estimate.value, estimate.low, estimate.high, estimate.users, estimate.missing)
+
+
+def difference_cell(estimate: Estimate | None, reducer: str) -> Cell:
+    cell = estimate_cell(estimate, reducer, sign=True)
+    if cell.low is None or cell.high is None:
+        return cell
+    return replace(cell, mark=Mark.CLEAR if cell.low > 0 or cell.high < 0 else Mark.NONE)
+
+
+def label_cell(entry: Entry) -> Cell:
+    marks = f" [{entry.marks}]" if entry.marks else ""
+    return Cell(entry.label + marks, entry.label)
+
+
+def _total(entry: Entry, key: str) -> float:
+    return float(sum(run.totals.get(key) or 0 for run in entry.runs))
+
+
+def _rate(entry: Entry, amount: str, seconds: str) -> float | None:
+    elapsed = _total(entry, seconds)
+    return _total(entry, amount) / elapsed if elapsed > 0 else None
+
+
+def _token_rate(amount: str, seconds: str) -> Callable[[Entry], float | None]:
+    return lambda entry: _rate(entry, amount, seconds) if entry.asks_model else None
+
+
+def _fit_seconds(entry: Entry) -> float | None:
+    """Mean over the seeds that were fitted."""
+    seconds = [float(run.manifest["fit"]["seconds"]) for run in entry.runs if run.manifest.get("fit")]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
+def _peak(entry: Entry) -> float | None:
+    return max((run.totals["peak_memory"] for run in entry.runs if run.totals.get("peak_memory")), default=None)
+
+
+COSTS: dict[str, tuple[str, Callable[[Entry], float | None]]] = {
+    "examples_per_second": ("ex/s", lambda entry: _rate(entry, "examples", "wall_seconds")),
+    "prompt_tokens_per_second": ("prompt tok/s", _token_rate("prompt_tokens", "prefill_seconds")),
+    "generated_tokens_per_second": ("generated tok/s", _token_rate("output_tokens", "decode_seconds")),
+    "training_seconds": ("training s", _fit_seconds),
+    "peak_memory_bytes": ("peak memory", _peak),
+}
+"""Key -> heading and how to compute it."""
+
+
+def plain_cell(entry: Entry, key: str) -> Cell:
+    if key == "method":
+        return label_cell(entry)
+    if key == "seeds":
+        return Cell(str(len(entry.runs)), len(entry.runs))
+    if key == "failed":
+        failed = int(_total(entry, "failed"))
+        return Cell(str(failed), failed)
+    value = COSTS[key][1](entry)
+    if value is None:
+        return Cell()
+    return Cell(_memory(value) if key == "peak_memory_bytes" else _figure(value), value)
+
+
+def _figure(value: float) -> str:
+    """Three digits or so: 0.012, 1.23, 12.3, 1234."""
+    magnitude = abs(value)
+    decimals = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    return f"{value:.{decimals}f}"
+
+
+def _memory(size: float) -> str:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{_figure(size / scale)} {unit}"
+    return f"{size:.0f} B"

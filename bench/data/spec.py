@@ -1,0 +1,255 @@
+"""Dataset specs: TOML files that name a source, thresholds, targets per user and how prompts call the fields."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
+
+from pydantic import Field, model_validator
+
+import bench
+from bench import registry
+from bench.config import Config, build
+from bench.data.ready import ReadySplit
+from bench.data.tables import RawTables
+from bench.errors import DataError, UnknownName, UsageError
+from bench.types import REVIEW_TASK, Task
+from bench.types import Field as TaskField
+
+C = TypeVar("C", bound=Config)
+
+
+class FilterConfig(Config):
+    """Thresholds of the construction, by default those of DPL. Characters are counted as the source holds the text."""
+
+    min_text_chars: int = Field(200, ge=0)
+    min_description_chars: int = Field(100, ge=0)
+    """Of an item's description; bounds are looked at only where a description is required."""
+    max_description_chars: int = Field(2000, ge=0)
+    require_rating: bool = True
+    require_title: bool = True
+    """Of the review and of the item."""
+    require_description: bool = True
+    min_users_per_item: int = Field(8, ge=0)
+    min_reviews_per_user: int = Field(18, ge=1)
+    max_reviews_per_user: int = Field(500, ge=1)
+    min_profile_users_per_item: int = Field(5, ge=0)
+    min_profile_reviews: int = Field(8, ge=0)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> FilterConfig:
+        for what in ("description_chars", "reviews_per_user"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if low > high:
+                raise ValueError(f"min_{what} = {low} is more than max_{what} = {high}")
+        return self
+
+
+class SplitConfig(Config):
+    """Targets per user, the user's last reviews in this order, and what becomes of a target without history."""
+
+    train: int = Field(8, ge=1)
+    val: int = Field(1, ge=1)
+    test: int = Field(1, ge=1)
+    on_empty_history: Literal["error", "drop", "keep"] = "error"
+
+
+class TaskConfig(Config):
+    """How prompts call the fields. Left out: as for reviews."""
+
+    name: str = REVIEW_TASK.name
+    noun: str = REVIEW_TASK.noun
+    target_label: str = REVIEW_TASK.target_label
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Field (item_title, item_description, rating, title) -> what a prompt calls it."""
+
+
+class Source(Protocol):
+    """What a class in the entry point group `bench.sources` offers. A `ready_split = True` says that `load` splits."""
+
+    Config: ClassVar[type[Config]]
+    """The options of [source]. A `Path` among them is relative to the spec file."""
+
+    def __init__(self, config: Any) -> None: ...
+
+    def load(self) -> RawTables | ReadySplit: ...
+
+
+class _Head(Config):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A checked spec. Nothing has been read but the TOML file."""
+
+    name: str
+    about: str
+    """One line on what the data are."""
+    path: Path
+    """The spec file."""
+    kind: str
+    """Registered name of the source."""
+    source: Source
+    source_config: Config
+    filter: FilterConfig
+    split: SplitConfig
+    task: Task
+    ready_split: bool
+    """The source brings its own split: `filter` and the targets per user in `split` are not used."""
+
+
+def folders() -> list[Path]:
+    """Where bare names are looked up: datasets/ here, the checkout's, the installed ones; the first match wins."""
+    package = Path(bench.__file__).resolve().parent
+    return [Path("datasets"), package.parent / "datasets", package / "data" / "specs"]
+
+
+def spec_files() -> dict[str, Path]:
+    """Bare name -> spec file, sorted by name."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for file in sorted(folder.glob("*.toml")):
+            found.setdefault(file.stem, file)
+    return dict(sorted(found.items()))
+
+
+def available() -> list[DatasetSpec]:
+    """All specs that a bare name reaches. Loads no data. Raises as `load_spec` for a broken one."""
+    return [load_spec(str(file)) for file in spec_files().values()]
+
+
+def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> DatasetSpec:
+    """Reads and checks a spec; no data yet.
+
+    Args:
+        name_or_path: a bare name, or a path (it ends in .toml or holds a separator).
+        overrides: options of [source] to set in place of the file's, as `--set planted.noise=0.2` gives them.
+
+    Raises:
+        UnknownName: no such spec, key, label or kind of source.
+        DataError: the file is missing or broken TOML (which line).
+        UsageError: a value that cannot be used.
+    """
+    path = _find(str(name_or_path))
+    tables = _read(path)
+    known = {"name", "about", "source", "filter", "split", "task"}
+    if unknown := [key for key in tables if key not in known]:
+        raise UnknownName(f"key of {path}", unknown[0], known)
+    head = {key: tables[key] for key in ("name", "about") if key in tables}
+    about = _build(_Head, {"name": path.stem} | head, str(path))
+    kind, source, source_config = _source(path, _section(tables, "source", path), overrides or {})
+    filters = _build(FilterConfig, _section(tables, "filter", path), f"{path}: filter")
+    split = _build(SplitConfig, _section(tables, "split", path), f"{path}: split")
+    ready = bool(getattr(source, "ready_split", False))
+    _check_thresholds(path, kind, filters, split, ready)
+    task = _task(path, _section(tables, "task", path))
+    return DatasetSpec(about.name, about.about, path, kind, source, source_config, filters, split, task, ready)
+
+
+def spec_summary(name_or_path: str | Path) -> dict[str, Any]:
+    """What a listing says of a dataset, with no data read; `filter` and `split` are None where the source splits."""
+    spec = load_spec(name_or_path)
+    return {
+        "name": spec.name,
+        "about": spec.about,
+        "file": str(spec.path),
+        "kind": spec.kind,
+        "source": spec.source_config.model_dump(mode="json"),
+        "filter": None if spec.ready_split else spec.filter.model_dump(),
+        "split": None if spec.ready_split else spec.split.model_dump(),
+        "task": spec.task.name,
+    }
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml") or "/" in name or "\\" in name:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"the dataset spec {name} {what}; give a TOML file, or a name from: dep-bench list datasets")
+    files = spec_files()
+    if name not in files:
+        raise UnknownName("dataset", name, files, "A path to a TOML file works too.")
+    return files[name]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} is not valid TOML: line {line} is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not valid TOML: {str(error).splitlines()[0]}") from error
+
+
+def _section(tables: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    section = tables.get(name, {})
+    if not isinstance(section, dict):
+        raise DataError(f"{path}: {name} = {section!r} is not a section; write [{name}] and its keys below")
+    return section
+
+
+def _source(path: Path, section: dict[str, Any], overrides: Mapping[str, Any]) -> tuple[str, Source, Config]:
+    kind = section.get("kind")
+    if not isinstance(kind, str):
+        raise DataError(f"{path}: [source] needs kind = one of: {', '.join(registry.names('source'))}")
+    source: type[Source] = registry.load("source", kind)
+    values = {key: value for key, value in section.items() if key != "kind"} | dict(overrides)
+    for key, field in source.Config.model_fields.items():
+        if isinstance(values.get(key), str) and _names(Path, field.annotation):
+            values[key] = path.parent / Path(values[key]).expanduser()
+    config = _build(source.Config, values, f"{path}: source")
+    return kind, source(config), config
+
+
+def _check_thresholds(path: Path, kind: str, filters: FilterConfig, split: SplitConfig, ready: bool) -> None:
+    given = [f"filter.{key}" for key in sorted(filters.model_fields_set)]
+    given += [f"split.{key}" for key in sorted(split.model_fields_set - {"on_empty_history"})]
+    if ready and given:
+        raise UsageError(f"{path}: {given[0]} has no effect, as source {kind!r} brings its own split; take it out")
+    targets = split.train + split.val + split.test
+    if not ready and filters.min_reviews_per_user < targets:
+        raise UsageError(
+            f"{path}: filter.min_reviews_per_user = {filters.min_reviews_per_user} is fewer than the "
+            f"{targets} targets per user of [split]; raise it or take fewer targets"
+        )
+
+
+def _task(path: Path, section: dict[str, Any]) -> Task:
+    config = _build(TaskConfig, section, f"{path}: task")
+    names = [field.name for field in REVIEW_TASK.fields]
+    for key in config.labels:
+        if key not in names:
+            raise UnknownName(f"key of {path}: task.labels", key, names)
+    fields = tuple(
+        TaskField(field.name, config.labels.get(field.name, field.label), field.shortenable)
+        for field in REVIEW_TASK.fields
+    )
+    queries = REVIEW_TASK.query_fields, REVIEW_TASK.document_fields
+    return Task(config.name, config.noun, fields, config.target_label, *queries)
+
+
+def _build(config: type[C], values: Mapping[str, Any], where: str) -> C:
+    """`bench.config.build`, and the same for sections within the section, so that their keys get a guess too."""
+    checked = dict(values)
+    for key, value in values.items():
+        field = config.model_fields.get(key)
+        inner = field.annotation if field else None
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Config):
+            checked[key] = _build(inner, value, f"{where}.{key}")
+    return build(config, checked, where)
+
+
+def _names(wanted: type, annotation: Any) -> bool:
+    """Whether an annotation is `wanted` or a union with it."""
+    return annotation is wanted or (get_origin(annotation) is UnionType and wanted in get_args(annotation))

@@ -1,0 +1,351 @@
+"""transformers as an engine: CPU or CUDA, batches by token budget, soft prompts, adapters, a seed a request.
+
+What is guaranteed: the random numbers that decide a request's tokens depend on its seed alone, and batches are a
+pure function of the list of requests. So the same list gives the same bytes on one machine, also across a
+kill and a resume. Another batch composition changes the last bits of the logits, which can flip a token; with
+bf16 that is visible now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from bench import weights
+from bench.config import Config
+from bench.engines import chat
+from bench.engines.base import BatchResult, Engine, LanguageModel, Speed
+from bench.engines.batching import grouped
+from bench.errors import UsageError
+from bench.types import Capability, Generation, Message, Request, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+class HFConfig(Config):
+    """Knobs of the transformers engine."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; auto takes CUDA if there is any."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """auto takes bfloat16 where the hardware multiplies in it."""
+    max_batch: int = 0
+    """Most rows in a batch; 0 chooses 16 on a CPU, 64 on an accelerator."""
+    batch_tokens: int = 0
+    """Most tokens in a batch, padding and room for the answer included; 0 chooses 24,576 or 262,144."""
+
+
+def choose_device(wanted: str) -> str:
+    """The device to use. Raises UsageError for one that is not there."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if (wanted == "cuda" and not torch.cuda.is_available()) or (
+        wanted == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise UsageError(f"hf.device={wanted} was asked for, but torch sees no such device here; use hf.device=auto")
+    return wanted
+
+
+def choose_dtype(wanted: str, device: str) -> str:
+    """bfloat16 where the hardware multiplies in it (CUDA from Ampere, CPUs with AVX512-BF16 or AMX), else float32."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if device == "cpu" and _cpu_multiplies_bf16() else "float32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # torch only tells whether bf16 can be emulated, which is slower than float32.
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+class HFEngine(Engine):
+    """Batched generation with transformers."""
+
+    name = "hf"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.TEXT, Capability.SOFT_PROMPT, Capability.ADAPTER, Capability.TRAIN}
+    )
+    Config = HFConfig
+
+    def __init__(self, source: weights.Source, config: HFConfig | None = None) -> None:
+        self.source = source
+        self.config = config or HFConfig()
+        self._tokenizer: Any = None
+        self._model: Any = None
+        self._adapter: str | None = None
+        self._speed: Speed | None = None
+
+    @property
+    def device(self) -> str:
+        return choose_device(self.config.device)
+
+    @property
+    def dtype(self) -> str:
+        return choose_dtype(self.config.dtype, self.device)
+
+    def prepare(self) -> None:
+        weights.local_folder(self.source)
+
+    def identity(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "model": self.source.label,
+            "revision": weights.planned_revision(self.source) or "not fetched",
+            "dtype": self.dtype,
+            "device": self.device,
+            "backend": f"transformers {version('transformers')}, torch {version('torch').partition('+')[0]}",
+        }
+
+    # -- loading ------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> str:
+        return str(weights.local_folder(self.source))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded at first need. Raises UsageError if it has no chat template."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            except (OSError, ValueError) as error:
+                raise UsageError(
+                    f"model {self.source.name!r}: its tokenizer cannot be loaded: {_line(error)}"
+                ) from error
+            chat.check_template(tokenizer, self.source.name)
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
+        config = config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 4096)
+
+    def load(self) -> None:
+        if self._model is not None:
+            return
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        tokenizer = self.tokenizer
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"model {self.source.name!r} cannot be loaded: {_line(error)}") from error
+        model.to(self.device).eval().requires_grad_(False)
+        # A checkpoint's own decoding habits (top-k 20, repetition penalty) would change every method's outputs
+        # silently: only its end tokens are kept.
+        ends = model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        ends |= {chat.end_of_turn(tokenizer)}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
+        model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=pad, do_sample=False)
+        self._model = model
+        self._speed = self._warm_up()
+
+    def close(self) -> None:
+        self._model = None
+        self._adapter = None
+        _free()
+
+    @property
+    def model(self) -> Any:
+        """The loaded model."""
+        self.load()
+        return self._model
+
+    def language_model(self) -> LanguageModel:
+        import torch
+
+        self._use_adapter(None)
+        return LanguageModel(self.model, self.tokenizer, torch.device(self.device))
+
+    def _warm_up(self) -> Speed:
+        """First kernels are slow (compilation, allocation), so they run before any clock; then two short timings."""
+        ids = self.tokenizer("The sound is clear and the price is fair. " * 64)["input_ids"][:256]
+        rows = 4
+        self._generate_ids([ids[:16]] * rows, new_tokens=2)
+        _, first, _ = self._generate_ids([ids] * rows, new_tokens=1)
+        _, prefill, decode = self._generate_ids([ids] * rows, new_tokens=9)
+        return Speed(rows * len(ids) / min(first, prefill), rows * 8 / max(decode, 1e-9))
+
+    def _generate_ids(self, rows: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float, float]:
+        prompts = [chat.Prompt(tuple(ids), ()) for ids in rows]
+        requests = [Request("", "", (), Sampling(0.0, 1.0, new_tokens, new_tokens), 0)] * len(rows)
+        return self._decode(prompts, requests)
+
+    def speed(self) -> Speed | None:
+        return self._speed
+
+    def peak_memory(self) -> int | None:
+        import torch
+
+        if self.device != "cuda":
+            return None
+        peak = int(torch.cuda.max_memory_allocated())
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+    # -- prompts and batches ------------------------------------------------------------------------------------
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        return chat.count(self.tokenizer, messages)
+
+    def encode(self, request: Request) -> chat.Prompt:
+        """The request's prompt as token ids with slot positions."""
+        lengths = {name: int(matrix.shape[0]) for name, matrix in request.soft.items()}
+        return chat.encode(self.tokenizer, request.messages, lengths)
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        accelerated = self.device != "cpu"
+        rows = self.config.max_batch or (64 if accelerated else 16)
+        tokens = self.config.batch_tokens or (262_144 if accelerated else 24_576)
+        lengths = [len(self.encode(r).ids) + r.sampling.max_new_tokens for r in requests]
+        groups = [(r.adapter or "", r.sampling) for r in requests]
+        return grouped(lengths, groups, [r.example_id for r in requests], rows, tokens)
+
+    # -- generation ---------------------------------------------------------------------------------------------
+
+    def run(self, batch: Sequence[Request]) -> BatchResult:
+        self.load()
+        self._use_adapter(batch[0].adapter)
+        try:
+            return self._run_whole(batch)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        # Outside the except block, so that the traceback no longer holds the tensors that did not fit.
+        _free()
+        if len(batch) == 1:
+            message = f"out of memory on a prompt of {len(self.encode(batch[0]).ids)} tokens"
+            return BatchResult([Generation("", 0, 0, "error", error=message)])
+        half = len(batch) // 2
+        return _joined(self.run(batch[:half]), self.run(batch[half:]))
+
+    def _run_whole(self, batch: Sequence[Request]) -> BatchResult:
+        prompts = [self.encode(request) for request in batch]
+        rows, prefill, decode = self._decode(prompts, batch)
+        ends = set(self.model.generation_config.eos_token_id)
+        generations = []
+        for prompt, row in zip(prompts, rows, strict=True):
+            stop = next((i for i, token in enumerate(row) if token in ends), None)
+            kept = row if stop is None else row[:stop]
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            written = len(row) if stop is None else stop + 1
+            generations.append(Generation(text, len(prompt.ids), written, "length" if stop is None else "stop"))
+        return BatchResult(generations, prefill, decode)
+
+    def _decode(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[list[list[int]], float, float]:
+        """New token ids a row, prefill seconds, decode seconds. The batch shares one Sampling."""
+        import torch
+
+        from bench.engines.sampling import PerRequestSampler
+
+        sampling = batch[0].sampling
+        inputs, mask = self._embed(prompts, batch)
+        sampler = PerRequestSampler([r.seed for r in batch], sampling.temperature, sampling.top_p)
+        with torch.no_grad():
+            _wait(self.device)
+            start = time.perf_counter()
+            output = self.model.generate(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                max_new_tokens=sampling.max_new_tokens,
+                min_new_tokens=sampling.min_new_tokens or None,
+                logits_processor=[sampler],
+            )
+            rows = output.tolist()
+            end = time.perf_counter()
+        first = sampler.first_logits_at or end
+        return rows, first - start, end - first
+
+    def _embed(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-padded input embeddings (rows, length, hidden) with soft vectors in their slots, and the mask."""
+        import torch
+
+        length = max(len(prompt.ids) for prompt in prompts)
+        pad = self.model.generation_config.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(p.ids)) + list(p.ids) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (length - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=self.device)
+        with torch.no_grad():
+            embedded = self.model.get_input_embeddings()(ids).clone()
+            for row, (prompt, request) in enumerate(zip(prompts, batch, strict=True)):
+                offset = length - len(prompt.ids)
+                for name, start in prompt.slots:
+                    vectors = torch.as_tensor(request.soft[name], dtype=embedded.dtype, device=embedded.device)
+                    embedded[row, offset + start : offset + start + vectors.shape[0]] = vectors
+        return embedded, mask
+
+    # -- adapters -----------------------------------------------------------------------------------------------
+
+    def _use_adapter(self, folder: str | None) -> None:
+        """Leaves the model with exactly this adapter, or bare."""
+        if folder == self._adapter:
+            return
+        from peft import PeftModel
+
+        if self._adapter is not None:
+            self._model = self._model.unload()
+            self._adapter = None
+        if folder is not None:
+            self._model = PeftModel.from_pretrained(self.model, folder, is_trainable=False).eval()
+            self._adapter = folder
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _free() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's message, which may run over many."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _joined(left: BatchResult, right: BatchResult) -> BatchResult:
+    return BatchResult(
+        left.generations + right.generations,
+        left.prefill_seconds + right.prefill_seconds,
+        left.decode_seconds + right.decode_seconds,
+    )

@@ -1,0 +1,125 @@
+"""Fitting once: what a method learned lies beside its runs and is loaded again, never trained twice.
+
+`<out>/<dataset>/<method>/fit-<key>/` holds what `Method.save` wrote and `fit.json`, which is written before the
+folder gets its name: a fit that was killed leaves nothing that could be taken for whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import UsageError
+from bench.files import folder_name, pretty_json, read_object, write_atomic
+from bench.keys import digest
+from bench.meter import Meter, peak_rss
+from bench.method import Context, Method, TrainingPlan
+from bench.store import Existing, check_writable
+
+if TYPE_CHECKING:
+    from bench.data.split import Dataset
+
+FIT_FILE = "fit.json"
+Say = Callable[[str], None]
+
+_BACKWARD = 2.5
+"""A training step through frozen weights costs about this many forward passes (measured on CPU and CUDA)."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A method's learned state on disk, and what it cost."""
+
+    folder: Path
+    info: Mapping[str, Any]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def fit_or_load(
+    method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], out: Path, existing: Existing, say: Say
+) -> Fit:
+    """Leaves `method` loaded from its folder, fitted first if need be.
+
+    Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on.
+    """
+    parent = out / folder_name(dataset.name) / folder_name(method.name)
+    folder = parent / f"fit-{digest(key)}"
+    if existing is Existing.OVERWRITE and folder.exists():
+        shutil.rmtree(folder)
+    if not (folder / FIT_FILE).exists():
+        check_writable(parent)
+        _fit(method, dataset, ctx, key, folder, say)
+    else:
+        say(f"{method.name}: taking the fit at {folder}")
+    info = read_object(folder / FIT_FILE)
+    if info.get("key") != dict(key):
+        raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
+    method.load(folder, ctx)
+    return Fit(folder, info)
+
+
+def _fit(method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], folder: Path, say: Say) -> None:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(str(folder) + ".lock").acquire(timeout=0):
+            _announce(method, method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
+            meter: Meter = ctx.meter
+            embedded = meter.seconds.get("embed", 0.0)
+            fitted = meter.seconds.get("fit", 0.0)
+            meter.start_peak()
+            ctx.engine.peak_memory()
+            with meter.phase("fit"):
+                method.fit(dataset.train, dataset.dev, ctx)
+            log = getattr(method, "log", None)
+            info = {
+                "key": dict(key),
+                "seconds": meter.seconds.get("fit", 0.0) - fitted,
+                "embed_seconds": meter.seconds.get("embed", 0.0) - embedded,
+                "peak_memory": ctx.engine.peak_memory() or peak_rss(),
+                **(_training_info(log.to_json()) if log is not None else {}),
+            }
+            temporary = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            method.save(temporary)
+            write_atomic(temporary / FIT_FILE, pretty_json(info))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+    except Timeout as error:
+        raise UsageError(f"another process is fitting {folder}; wait for it or choose another --out") from error
+
+
+def _training_info(log: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": log["rows"],
+        "tokens": log["tokens"],
+        "parameters": log["parameters"],
+        "epochs": len(log["epochs"]),
+        "best_epoch": log["best_epoch"],
+        "log": {"epochs": log["epochs"], "steps": log["steps"]},
+    }
+
+
+def _announce(method: Method, plan: TrainingPlan | None, ctx: Context, say: Say) -> None:
+    """Says how much is about to be trained and how long that takes here, before it starts."""
+    if plan is None:
+        return
+    speed = ctx.engine.speed()
+    total = plan.tokens * plan.epochs
+    long = f", about {duration(_BACKWARD * total / speed.prefill_tokens_per_second)} here" if speed else ""
+    texts = f" {plan.texts_to_embed:,} texts to embed first." if plan.texts_to_embed else ""
+    say(
+        f"{method.name}: training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}.{texts} "
+        f"Smaller with {plan.smaller}."
+    )

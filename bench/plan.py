@@ -1,0 +1,176 @@
+"""From what a user asked to a checked plan: every name, key and capability is settled before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from bench import registry
+from bench.config import Config, build, parse_overrides
+from bench.errors import UnknownName, UsageError
+from bench.store import DEFAULT_OUT, Existing, check_writable
+from bench.types import Capability, Sampling
+
+if TYPE_CHECKING:
+    from bench.data.split import Dataset
+    from bench.encoders import Encoder
+    from bench.engines.base import Engine
+    from bench.method import Method
+    from bench.metrics.base import Metric
+
+DEFAULT_METRICS = (
+    "rouge1",
+    "rougeL",
+    "meteor",
+    "bleu",
+    "bertscore",
+    "trait_recovery",
+    "copy_rate",
+    "length_ratio",
+)
+LIMIT_SEED = 0
+"""Users are chosen by one hash, the same for every method and seed."""
+
+
+class RunConfig(Config):
+    """Everything `python -m bench run` can be told."""
+
+    methods: tuple[str, ...]
+    dataset: str = "planted"
+    model: str = "smollm2-135m"
+    encoder: str = "minilm"
+    engine: str = "hf"
+    metrics: tuple[str, ...] | None = None
+    """None takes all built-in metrics that fit the dataset."""
+    limit: int | None = Field(default=None, ge=1)
+    """Test users; None takes all."""
+    train_limit: int | None = Field(default=None, ge=1)
+    """Train and validation users; None takes all."""
+    seeds: tuple[int, ...] = (0,)
+    overrides: tuple[str, ...] = ()
+    """Assignments NAME.KEY=VALUE for methods, engine, metrics or dataset source."""
+    out: Path = DEFAULT_OUT
+    existing: Existing = Existing.RESUME
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_prompt_tokens: int = Field(default=3072, ge=1)
+    temperature: float = Field(default=0.8, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    dry_run: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run whose names and settings all hold; nothing heavy is loaded yet."""
+
+    config: RunConfig
+    methods: tuple[Method, ...]
+    engine: Engine
+    encoder: Encoder | None
+    metrics: tuple[Metric, ...]
+    dataset: Dataset
+    overrides: Mapping[str, Mapping[str, Any]]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Checks everything that can be checked without loading a model. Raises UsageError on the first thing wrong."""
+    if not config.methods:
+        raise UsageError("no method given; --methods takes a comma-separated list, see: python -m bench list methods")
+    for what, values in (("--methods", config.methods), ("--seeds", config.seeds)):
+        if len(set(values)) != len(values):
+            raise UsageError(f"{what} names something twice: {', '.join(map(str, values))}")
+    classes = [registry.load("method", name) for name in config.methods]
+    engine_class = registry.load("engine", config.engine)
+    overrides = parse_overrides(config.overrides)
+    metric_names = config.metrics if config.metrics is not None else DEFAULT_METRICS
+    _check_parts(config, overrides, metric_names)
+    methods = tuple(c(build(c.Config, overrides.get(c.name, {}), c.name)) for c in classes)
+    engine = _engine(engine_class, config, overrides, any(_asks_model(m) for m in methods))
+    encoder = _encoder(config) if any(m.wants_encoder() for m in methods) else None
+    metrics = make_metrics(metric_names, overrides)
+    if not config.dry_run:
+        check_writable(config.out)
+    dataset = dataset_of(config)
+    _check_capabilities(methods, engine, dataset)
+    metrics = applicable(metrics, dataset, asked=config.metrics is not None)
+    return Plan(config, methods, engine, encoder, metrics, dataset, overrides)
+
+
+def _dataset_part(config: RunConfig) -> str:
+    """How the dataset is called in --set: its name, or its spec file's without the ending."""
+    return Path(config.dataset).stem if config.dataset.endswith(".toml") else config.dataset
+
+
+def _check_parts(config: RunConfig, overrides: Mapping[str, Any], metric_names: Sequence[str]) -> None:
+    """Refuses assignments to what is no part of this run."""
+    parts = {*config.methods, config.engine, _dataset_part(config), *metric_names}
+    for part in overrides:
+        if part not in parts:
+            raise UnknownName("part of this run in --set", part, parts)
+
+
+def dataset_of(config: RunConfig) -> Dataset:
+    """The dataset that a run is on, limited to its users."""
+    from bench.data.spec import load_spec
+    from bench.data.split import prepare
+
+    overrides = parse_overrides(config.overrides).get(_dataset_part(config), {})
+    return prepare(load_spec(config.dataset, overrides)).limited(config.limit, config.train_limit, LIMIT_SEED)
+
+
+def _asks_model(method: Method) -> bool:
+    return bool(method.needs - {Capability.TRUTH})
+
+
+def _engine(engine_class: Any, config: RunConfig, overrides: Mapping[str, Any], needed: bool) -> Engine:
+    from bench import weights
+
+    settings = build(engine_class.Config, overrides.get(config.engine, {}), config.engine)
+    source = weights.resolve(config.model, "llm") if needed else None
+    engine: Engine = engine_class(source, settings)
+    return engine
+
+
+def _encoder(config: RunConfig) -> Encoder:
+    from bench import weights
+    from bench.encoders import Encoder
+
+    return Encoder(weights.resolve(config.encoder, "encoder"))
+
+
+def make_metrics(names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """Metrics by name, path or hub id, with their knobs set."""
+    from bench.metrics.external import resolve
+
+    return tuple(resolve(name, overrides.get(name, {})) for name in names)
+
+
+def _check_capabilities(methods: Sequence[Method], engine: Engine, dataset: Dataset) -> None:
+    for method in methods:
+        missing = method.needs - engine.capabilities - {Capability.TRUTH}
+        if missing:
+            raise UsageError(
+                f"method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r} does not "
+                "give; see: python -m bench list engines"
+            )
+        if Capability.TRUTH in method.needs and dataset.truth is None:
+            raise UsageError(
+                f"method {method.name!r} needs a dataset with a known truth; {dataset.name!r} has none: "
+                f"use --dataset planted or leave {method.name} out"
+            )
+
+
+def applicable(metrics: Sequence[Metric], dataset: Dataset, asked: bool) -> tuple[Metric, ...]:
+    """The metrics that fit the dataset. Raises UsageError if one that was asked for does not."""
+    fitting = tuple(m for m in metrics if m.applicable(dataset.truth is not None))
+    if asked and len(fitting) < len(metrics):
+        left = ", ".join(m.name for m in metrics if m not in fitting)
+        raise UsageError(f"metric {left} needs a dataset with a known truth; {dataset.name!r} has none")
+    return fitting

@@ -1,0 +1,152 @@
+"""Prompts in one place: how documents are rendered, and how a prompt is brought under its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from bench.errors import UsageError
+from bench.method import Context
+from bench.types import Document, Example, Field, FieldValue, Message, Task
+
+_SHORTEST = 8
+"""Words that a shortened value keeps at least."""
+
+
+def render_value(value: FieldValue) -> str:
+    """A field's value as a person writes it: 4.0 stars are "4"."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "" if value is None else str(value)
+
+
+def render_fields(task: Task, fields: Document | Example) -> str:
+    """One "Label: value" line for each field that has a value, in the task's order."""
+    pairs = ((field, render_value(fields.fields.get(field.name))) for field in task.fields)
+    return "\n".join(f"{field.label}: {value}" for field, value in pairs if value)
+
+
+def render_document(task: Task, document: Document) -> str:
+    """A past document: its fields, then its text."""
+    return f"{render_fields(task, document)}\n{task.target_label}: {document.text}"
+
+
+def target_prompt(task: Task, example: Example) -> str:
+    """The task without anybody's history: the target's fields and what to write."""
+    return (
+        f"Write a {task.noun} of the following item.\n\n{render_fields(task, example)}\n\n"
+        f"Answer with the text of the {task.noun} alone."
+    )
+
+
+def history_prompt(
+    task: Task,
+    example: Example,
+    documents: Sequence[Document],
+    after: Callable[[int], str] | None = None,
+) -> str:
+    """Past documents in the order given, then the target, to be written in the same voice.
+
+    `after(i)` may give a line to put under document i (soft slots, for instance). Without documents this is
+    `target_prompt`.
+    """
+    if not documents:
+        return target_prompt(task, example)
+    blocks = []
+    for index, document in enumerate(documents):
+        line = after(index) if after else ""
+        blocks.append(f"[{index + 1}]\n{render_document(task, document)}" + (f"\n{line}" if line else ""))
+    return (
+        f"Here are {task.noun}s that one person wrote, newest first.\n\n" + "\n\n".join(blocks) + "\n\n"
+        f"Now write the {task.noun} that the same person writes of the following item, in the same voice.\n\n"
+        f"{render_fields(task, example)}\n\nAnswer with the text of the {task.noun} alone."
+    )
+
+
+def _cut_words(text: str, words: int) -> str:
+    kept = text.split()
+    return text if len(kept) <= words else " ".join(kept[:words]) + " …"
+
+
+def _shorten(task: Task, thing: Document, words: int) -> Document:
+    fields = {name: _cut_field(task, name, value, words) for name, value in thing.fields.items()}
+    return dataclasses.replace(thing, fields=fields, text=_cut_words(thing.text, words))
+
+
+def _cut_field(task: Task, name: str, value: FieldValue, words: int) -> FieldValue:
+    by_name: dict[str, Field] = {field.name: field for field in task.fields}
+    if isinstance(value, str) and name in by_name and by_name[name].shortenable:
+        return _cut_words(value, words)
+    return value
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest n in [low, high] that fits, by bisection; None if not even `low` does."""
+    if not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+Build = Callable[[Example, Sequence[Document]], Sequence[Message]]
+"""(example, documents) -> messages; called again with fewer or shorter documents when over budget."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A prompt within its budget."""
+
+    messages: tuple[Message, ...]
+    documents: tuple[Document, ...]
+    """The documents that stayed, newest first, some perhaps shortened."""
+    tokens: int
+
+
+def fit_prompt(build: Build, example: Example, documents: Sequence[Document], ctx: Context) -> Fitted:
+    """The longest prompt within `ctx.max_prompt_tokens`.
+
+    `documents` come newest first. Over budget, the oldest go first; the last one left is shortened, then goes; at
+    last the target's own shortenable fields are cut. What is asked is never dropped. Raises UsageError if even
+    that does not fit.
+    """
+
+    def fitted(target: Example, kept: Sequence[Document]) -> Fitted:
+        messages = tuple(build(target, kept))
+        return Fitted(messages, tuple(kept), ctx.engine.count_tokens(messages))
+
+    def fits(candidate: Fitted) -> bool:
+        return candidate.tokens <= ctx.max_prompt_tokens
+
+    count = _largest(0, len(documents), lambda n: fits(fitted(example, documents[:n])))
+    if count or (count == 0 and not documents):
+        return fitted(example, documents[:count])
+    if count == 0:
+        newest = documents[0]
+        longest = max([len(newest.text.split())] + [len(str(v).split()) for v in newest.fields.values()])
+        words = _largest(
+            _SHORTEST, max(_SHORTEST, longest), lambda n: fits(fitted(example, [_shorten(ctx.task, newest, n)]))
+        )
+        return fitted(example, [] if words is None else [_shorten(ctx.task, newest, words)])
+    return _fit_target(fitted, fits, example, ctx)
+
+
+def _fit_target(
+    fitted: Callable[[Example, Sequence[Document]], Fitted],
+    fits: Callable[[Fitted], bool],
+    example: Example,
+    ctx: Context,
+) -> Fitted:
+    def shortened(words: int) -> Example:
+        fields = {name: _cut_field(ctx.task, name, value, words) for name, value in example.fields.items()}
+        return dataclasses.replace(example, fields=fields)
+
+    longest = max([_SHORTEST] + [len(str(v).split()) for v in example.fields.values()])
+    words = _largest(_SHORTEST, longest, lambda n: fits(fitted(shortened(n), [])))
+    if words is None:
+        raise UsageError(
+            f"example {example.id}: what is asked takes {fitted(shortened(_SHORTEST), []).tokens} tokens even without "
+            f"history, over --max-prompt-tokens {ctx.max_prompt_tokens}; raise it"
+        )
+    return fitted(shortened(words), [])

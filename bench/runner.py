@@ -1,0 +1,250 @@
+"""plan -> fit -> generate -> score, for each method and seed; whatever is complete is never done again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.engines.base import BatchResult
+from bench.fits import Fit, Say, duration, fit_or_load
+from bench.keys import digest, text_digest
+from bench.meter import Meter, peak_rss
+from bench.method import Context, Method
+from bench.plan import LIMIT_SEED, Plan
+from bench.provenance import provenance
+from bench.stages import StageCache
+from bench.store import BatchTiming, Existing, RunFolder, StoredRun
+from bench.types import Capability, Example, Generation, Request
+
+if TYPE_CHECKING:
+    from bench.data.split import Dataset
+    from bench.metrics.base import Metric
+
+NO_ENGINE = {"name": "none"}
+"""Identity of the engine of methods that ask no model."""
+
+
+def say(line: str) -> None:
+    """Progress goes to stderr: stdout holds the table alone."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
+    """Runs every method with every seed and scores it; returns the stored runs in that order."""
+    if plan.config.existing is not Existing.ONLY_CACHED and any(_asks_model(m) for m in plan.methods):
+        plan.engine.prepare()
+    for metric in plan.metrics:
+        metric.preflight()
+    runs = []
+    for prototype in plan.methods:
+        for seed in plan.config.seeds:
+            method = type(prototype)(prototype.config)
+            run = _MethodRun(plan, method, seed, report).finish()
+            score_run(run, plan.dataset, plan.metrics)
+            runs.append(run)
+            report(summary(run))
+    plan.engine.close()
+    return runs
+
+
+def _asks_model(method: Method) -> bool:
+    return bool(method.needs - {Capability.TRUTH})
+
+
+class _MethodRun:
+    """One method with one seed on one dataset."""
+
+    def __init__(self, plan: Plan, method: Method, seed: int, report: Say) -> None:
+        self.plan, self.method, self.seed, self.report = plan, method, seed, report
+        self.meter = Meter()
+        self.examples = {example.id: example for example in plan.dataset.test.examples}
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    def _prompt_budget(self) -> int:
+        config = self.plan.config
+        if not _asks_model(self.method):
+            return config.max_prompt_tokens
+        return min(config.max_prompt_tokens, self.plan.engine.context_length - config.max_new_tokens)
+
+    def description(self) -> dict[str, Any]:
+        """Everything that can change a record."""
+        plan, dataset = self.plan, self.plan.dataset
+        encoder = plan.encoder if self.method.wants_encoder() else None
+        return {
+            "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": dataset.selection},
+            "method": _method_key(self.method),
+            "engine": plan.engine.identity() if _asks_model(self.method) else NO_ENGINE,
+            "encoder": encoder.identity() if encoder else None,
+            "sampling": asdict(plan.config.sampling),
+            "prompt": {"max_prompt_tokens": self._prompt_budget()},
+            "seed": self.seed,
+        }
+
+    def _fit_key(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that can change a fit: the test examples cannot."""
+        dataset = self.plan.dataset
+        trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
+        parts = {k: description[k] for k in ("method", "engine", "encoder", "prompt", "seed")}
+        data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
+        return {**parts, "dataset": data}
+
+    def _about(self) -> dict[str, Any]:
+        config = self.plan.config
+        return {
+            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run"}),
+            "limit_seed": LIMIT_SEED,
+            "provenance": provenance(),
+        }
+
+    # -- work ---------------------------------------------------------------------------------------------------
+
+    def finish(self) -> StoredRun:
+        """The complete run: as stored, or made now."""
+        description = self.description()
+        with RunFolder(self.plan.config.out, description) as folder:
+            if folder.open(self.plan.config.existing, self._about()).reuse:
+                self.report(f"{self.method.name}: complete at {folder.path}, taken as it is")
+                return StoredRun.load(folder.path)
+            ctx = self._context(folder.path)
+            fit = self._fit(description, ctx)
+            answers = self.method.answer(list(self.examples.values()), ctx)
+            if answers is None:
+                self._generate(folder, ctx)
+            else:
+                self._store_answers(folder, answers)
+            totals = {"embed_seconds": self.meter.seconds.get("embed", 0.0)}
+            return folder.finish(provenance=provenance(), fit=fit.info if fit else None, totals=totals)
+
+    def _context(self, folder: Path) -> Context:
+        plan = self.plan
+        ctx = Context(
+            task=plan.dataset.task,
+            population=plan.dataset.population,
+            engine=plan.engine,
+            seed=self.seed,
+            sampling=plan.config.sampling,
+            max_prompt_tokens=self._prompt_budget(),
+            meter=self.meter,
+            encoder_or_none=plan.encoder if self.method.wants_encoder() else None,
+            truth=plan.dataset.truth if Capability.TRUTH in self.method.needs else None,
+        )
+
+        def stage(requests: Sequence[Request], name: str) -> list[Generation]:
+            return StageCache(folder / "stages", name).run(plan.engine, requests)
+
+        if _asks_model(self.method):
+            with self.meter.phase("load"):
+                plan.engine.load()
+        return replace(ctx, stage_runner=stage)
+
+    def _fit(self, description: Mapping[str, Any], ctx: Context) -> Fit | None:
+        if type(self.method).fit is Method.fit:
+            return None
+        config = self.plan.config
+        key = self._fit_key(description)
+        fit = fit_or_load(self.method, self.plan.dataset, ctx, key, config.out, config.existing, self.report)
+        self.meter.seconds.clear()  # the fit's costs are told by the fit
+        return fit
+
+    def _generate(self, folder: RunFolder, ctx: Context) -> None:
+        from tqdm import tqdm
+
+        examples = list(self.examples.values())
+        requests = self.method.requests(examples, ctx)
+        if [r.example_id for r in requests] != [e.id for e in examples]:
+            raise ValueError(f"{self.method.name}.requests must give one request an example, in their order")
+        batches = self.plan.engine.plan(requests)
+        done = folder.resume([[requests[i].example_id for i in batch] for batch in batches])
+        left = [i for batch in batches[done:] for i in batch]
+        self._announce([requests[i] for i in left], len(requests))
+        with tqdm(total=len(requests), initial=len(requests) - len(left), desc=self.method.name, unit="ex") as bar:
+            for number, batch in enumerate(batches[done:], done):
+                self._run_batch(folder, number, [requests[i] for i in batch])
+                bar.update(len(batch))
+
+    def _announce(self, requests: Sequence[Request], planned: int) -> None:
+        speed = self.plan.engine.speed()
+        prompt = sum(self.plan.engine.count_tokens(r.messages) for r in requests)
+        new = len(requests) * self.plan.config.max_new_tokens
+        long = ""
+        if speed:
+            seconds = prompt / speed.prefill_tokens_per_second + new / speed.decode_tokens_per_second
+            long = f", at most about {duration(seconds)} here"
+        again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
+        self.report(
+            f"{self.method.name}: generating {len(requests)} of {planned} examples{again}, {prompt:,} prompt tokens, "
+            f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
+        )
+
+    def _run_batch(self, folder: RunFolder, number: int, batch: Sequence[Request]) -> None:
+        self.meter.start_peak()
+        start = time.perf_counter()
+        result: BatchResult = self.plan.engine.run(batch)
+        wall = time.perf_counter() - start
+        pairs = list(zip(batch, result.generations, strict=True))
+        timing = BatchTiming(
+            index=number,
+            examples=len(batch),
+            prompt_tokens=sum(g.prompt_tokens for _, g in pairs),
+            output_tokens=sum(g.output_tokens for _, g in pairs),
+            prefill_seconds=result.prefill_seconds,
+            decode_seconds=result.decode_seconds,
+            wall_seconds=wall,
+            peak_memory=self.plan.engine.peak_memory() or peak_rss(),
+        )
+        folder.append(number, [self._record(request, generation) for request, generation in pairs], timing)
+
+    def _record(self, request: Request, generation: Generation) -> dict[str, Any]:
+        example: Example = self.examples[request.example_id]
+        return {
+            "example_id": example.id,
+            "user_id": example.user_id,
+            "text": None if generation.error else self.method.parse(example, generation.text),
+            "prompt_sha256": text_digest("\n".join(f"{m.role}: {m.content}" for m in request.messages)),
+            "prompt_tokens": generation.prompt_tokens,
+            "output_tokens": generation.output_tokens,
+            "finish_reason": generation.finish_reason,
+            "error": generation.error,
+        }
+
+    def _store_answers(self, folder: RunFolder, answers: Sequence[str]) -> None:
+        """One batch of texts that no model wrote."""
+        generations = [Generation(text, 0, 0, "none") for text in answers]
+        requests = [Request(i, "generate", (), self.plan.config.sampling, 0) for i in self.examples]
+        if folder.resume([[r.example_id for r in requests]]) == 0:
+            records = [self._record(r, g) for r, g in zip(requests, generations, strict=True)]
+            folder.append(0, records, BatchTiming(0, len(records), 0, 0, 0.0, 0.0, 0.0))
+
+
+def _method_key(method: Method) -> dict[str, Any]:
+    return {"name": method.name, "version": method.version, "config": method.config.model_dump(mode="json")}
+
+
+def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force: bool = False) -> None:
+    """Scores a stored run with the metrics that are not yet in its scores (with all of them if `force`)."""
+    from bench.scoring import join, missing_metrics, score, write_scores
+
+    wanted = list(metrics) if force else missing_metrics(run, metrics)
+    if wanted:
+        inputs = join(run.records, dataset.test, dataset.truth)
+        write_scores(run, score(inputs, wanted, progress=sys.stderr.isatty()))
+
+
+def summary(run: StoredRun) -> str:
+    """One line on a finished run."""
+    totals = run.totals
+    fit = run.manifest.get("fit") or {}
+    parts = [f"{run.method} (seed {run.description['seed']}): {totals['examples']} examples"]
+    if totals["wall_seconds"]:
+        parts[0] += f" in {duration(totals['wall_seconds'])} ({totals['examples'] / totals['wall_seconds']:.2f}/s)"
+        parts.append(f"{totals['prompt_tokens']:,} prompt and {totals['output_tokens']:,} new tokens")
+    if fit:
+        parts.append(f"trained {duration(fit['seconds'])}")
+    if totals["failed"]:
+        parts.append(f"{totals['failed']} FAILED")
+    return ", ".join(parts)

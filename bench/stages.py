@@ -1,0 +1,60 @@
+"""Intermediate stages of a method: batched over all examples, kept on disk, resumed like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bench.engines.base import Engine
+from bench.errors import UsageError
+from bench.files import json_lines, parse_line
+from bench.keys import digest
+from bench.types import Generation, Request
+
+
+def request_key(request: Request) -> str:
+    """Names everything in a text request that can change its answer; the run's own key holds the engine."""
+    messages = [asdict(message) for message in request.messages]
+    return digest([request.example_id, request.stage, messages, asdict(request.sampling), request.seed])
+
+
+class StageCache:
+    """Answers of one stage, appended batch by batch to `<folder>/<stage>.jsonl`."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        if not stage.replace("-", "").replace("_", "").isalnum():
+            raise UsageError(f"stage {stage!r} is no file name; use letters, digits, - and _")
+        self.path = folder / f"{stage}.jsonl"
+        self.answers: dict[str, Generation] = {}
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        for row in map(parse_line, lines):
+            if row is not None:
+                self.answers[row["request"]] = Generation(**row["generation"])
+
+    def run(self, engine: Engine, requests: Sequence[Request]) -> list[Generation]:
+        """Generations in the order of `requests`; batches with all answers at hand are not run again."""
+        if any(request.soft or request.adapter for request in requests):
+            raise UsageError("intermediate stages take text requests; soft vectors and adapters belong to the last one")
+        keys = [request_key(request) for request in requests]
+        fresh: set[str] = set()
+        for batch in engine.plan(requests):
+            if all(keys[i] in self.answers for i in batch):
+                continue
+            result = engine.run([requests[i] for i in batch])
+            self._append([keys[i] for i in batch], result.generations)
+            fresh.update(keys[i] for i in batch)
+        return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]
+
+    def _append(self, keys: Sequence[str], generations: Sequence[Generation]) -> None:
+        rows: list[dict[str, Any]] = []
+        for key, generation in zip(keys, generations, strict=True):
+            self.answers[key] = generation
+            rows.append({"request": key, "generation": asdict(generation)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            # A line that a kill cut short would swallow the next one.
+            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
+                file.write(b"\n")
+            file.write(json_lines(rows))

@@ -1,0 +1,154 @@
+"""One adapter for all users, trained on the task with history in the prompt (Hu et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from bench.errors import UsageError
+from bench.keys import request_seed
+from bench.method import Context, Method, TrainingPlan
+from bench.prompts import fit_prompt, history_prompt
+from bench.retrieval import newest_first
+from bench.training import Row, TrainingConfig, TrainingLog, build_rows, latest_targets, planned_tokens, train
+from bench.types import Capability, Document, Example, LabeledSplit, Message, Request
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LoraConfig(TrainingConfig):
+    """Knobs of lora. Defaults are those of the published baseline."""
+
+    n_history: int = Field(default=8, ge=0)
+    """Most recent past documents in the prompt."""
+    r: int = Field(default=8, ge=1)
+    """Rank of the update."""
+    alpha: float = 8.0
+    """The update is scaled by alpha / r."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout before the update, while training."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear layers that get an update, or ["all-linear"]."""
+
+
+class Lora(Method):
+    """One LoRA adapter shared by all users, trained with past reviews in the prompt."""
+
+    name = "lora"
+    Config = LoraConfig
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT, Capability.TRAIN, Capability.ADAPTER})
+    config: LoraConfig
+
+    def __init__(self, config: LoraConfig | None = None) -> None:
+        super().__init__(config)
+        self.log: TrainingLog | None = None
+        self._state: dict[str, torch.Tensor] = {}
+        self._peft_config: Any = None
+        self._folder: Path | None = None
+
+    def _prompt(self, example: Example, ctx: Context) -> tuple[Message, ...]:
+        def build(target: Example, shown: Sequence[Document]) -> list[Message]:
+            return [Message("user", history_prompt(ctx.task, target, shown))]
+
+        return fit_prompt(build, example, newest_first(example.history)[: self.config.n_history], ctx).messages
+
+    def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan:
+        examples = latest_targets(train, self.config.targets_per_user)
+        tokens = planned_tokens(examples, train.references, lambda e: self._prompt(e, ctx), ctx)
+        smaller = "--train-limit, --set lora.epochs=1, --set lora.n_history=4"
+        return TrainingPlan(len(examples), tokens, self.config.epochs, smaller)
+
+    def fit(self, train_split: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:
+        import torch
+        from peft import LoraConfig as PeftLoraConfig
+        from peft import get_peft_model, get_peft_model_state_dict
+
+        lm = ctx.engine.language_model()
+        config = self.config
+        self._check_modules(lm.model)
+        everything = config.target_modules == ("all-linear",)
+        self._peft_config = PeftLoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules="all-linear" if everything else list(config.target_modules),
+        )
+
+        def rows(split: LabeledSplit, most: int | None) -> list[Row]:
+            examples = latest_targets(split, config.targets_per_user, most)
+            prompts = [self._prompt(e, ctx) for e in examples]
+            return build_rows(lm, examples, prompts, split.references, config.max_target_tokens)
+
+        train_rows, dev_rows = rows(train_split, None), rows(dev, config.max_dev)
+        seed = request_seed(ctx.seed, "lora", "fit")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = get_peft_model(lm.model, self._peft_config)
+            try:
+                learner = _Adapter(model)
+                self.log = train(lm, train_rows, dev_rows, learner, config, seed, "fit lora")
+                state = get_peft_model_state_dict(model)
+                self._state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+            finally:
+                model.eval()
+                model.unload().requires_grad_(False)
+
+    def _check_modules(self, model: Any) -> None:
+        import torch
+
+        linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+        wanted = set(self.config.target_modules)
+        if wanted != {"all-linear"} and not wanted <= linear:
+            raise UsageError(
+                f"lora.target_modules: this model has no layer called {', '.join(sorted(wanted - linear))}; it has "
+                f'{", ".join(sorted(linear))}; choose among these or set lora.target_modules=["all-linear"]'
+            )
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self._state, folder / "adapter_model.safetensors")
+        self._peft_config.base_model_name_or_path = None
+        self._peft_config.inference_mode = True
+        self._peft_config.save_pretrained(str(folder))
+
+    def load(self, folder: Path, ctx: Context) -> None:
+        self._folder = folder
+
+    def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:
+        if self._folder is None:
+            raise UsageError("lora generates from a saved adapter: call save and load after fit")
+        return [ctx.request(e, self._prompt(e, ctx), adapter=str(self._folder)) for e in examples]
+
+    def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
+        return self._prompt(example, ctx)
+
+
+class _Adapter:
+    """The adapter's weights as something to train."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.named.values())
+
+    def soft(self, rows: Sequence[Row], training: bool) -> tuple[None, None]:
+        self.model.train(training)
+        return None, None
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self.named)
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, value in state.items():
+                self.named[name].copy_(value)
