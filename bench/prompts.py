@@ -26,41 +26,26 @@ def render_fields(task: Task, fields: Document | Example) -> str:
     return "\n".join(f"{field.label}: {value}" for field, value in pairs if value)
 
 
-def render_document(task: Task, document: Document) -> str:
-    """A past document: its fields, then its text."""
-    return f"{render_fields(task, document)}\n{task.target_label}: {document.text}"
-
-
-def target_prompt(task: Task, example: Example) -> str:
-    """The task without anybody's history: the target's fields and what to write."""
-    return (
-        f"Write a {task.noun} of the following item.\n\n{render_fields(task, example)}\n\n"
-        f"Answer with the text of the {task.noun} alone."
-    )
-
-
-def history_prompt(
+def conversation(
     task: Task,
     example: Example,
     documents: Sequence[Document],
     after: Callable[[int], str] | None = None,
-) -> str:
-    """Past documents in the order given, then the target, to be written in the same voice.
+) -> list[Message]:
+    """Past documents as turns (fields asked, text answered) in the order given, then the target to be written.
 
-    `after(i)` may give a line to put under document i (soft slots, for instance). Without documents this is
-    `target_prompt`.
+    As turns, because a small model that is shown reviews within one message goes on listing them, while one that
+    sees them as its own answers writes another. `after(i)` may give a line on document i (soft slots, for instance),
+    which stands right after its text. Without documents this is the task without anybody's history.
     """
-    if not documents:
-        return target_prompt(task, example)
-    blocks = []
+    ask = f"Write my {task.noun} of this item, in my own voice."
+    turns: list[Message] = []
+    lead = ""
     for index, document in enumerate(documents):
-        line = after(index) if after else ""
-        blocks.append(f"[{index + 1}]\n{render_document(task, document)}" + (f"\n{line}" if line else ""))
-    return (
-        f"Here are {task.noun}s that one person wrote, newest first.\n\n" + "\n\n".join(blocks) + "\n\n"
-        f"Now write the {task.noun} that the same person writes of the following item, in the same voice.\n\n"
-        f"{render_fields(task, example)}\n\nAnswer with the text of the {task.noun} alone."
-    )
+        turns.append(Message("user", f"{lead}{ask}\n\n{render_fields(task, document)}"))
+        turns.append(Message("assistant", document.text))
+        lead = f"{after(index)}\n\n" if after else ""
+    return [*turns, Message("user", f"{lead}{ask}\n\n{render_fields(task, example)}")]
 
 
 def _cut_words(text: str, words: int) -> str:

@@ -118,7 +118,9 @@ class _MethodRun:
             else:
                 self._store_answers(folder, answers)
             totals = {"embed_seconds": self.meter.seconds.get("embed", 0.0)}
-            return folder.finish(provenance=provenance(), fit=fit.info if fit else None, totals=totals)
+            return folder.finish(
+                provenance=provenance(), fit=fit.info if fit else None, label=label(self.method), totals=totals
+            )
 
     def _context(self, folder: Path) -> Context:
         plan = self.plan
@@ -219,6 +221,14 @@ class _MethodRun:
         if folder.resume([[r.example_id for r in requests]]) == 0:
             records = [self._record(r, g) for r, g in zip(requests, generations, strict=True)]
             folder.append(0, records, BatchTiming(0, len(records), 0, 0, 0.0, 0.0, 0.0))
+
+
+def label(method: Method) -> str:
+    """The method's name, with the knobs that are not at their defaults."""
+    defaults = type(method).Config().model_dump()
+    changed = {k: v for k, v in method.config.model_dump().items() if v != defaults[k]}
+    told = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
+    return f"{method.name} ({told})" if told else method.name
 
 
 def _method_key(method: Method) -> dict[str, Any]:

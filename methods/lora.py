@@ -11,7 +11,7 @@ from pydantic import Field
 from bench.errors import UsageError
 from bench.keys import request_seed
 from bench.method import Context, Method, TrainingPlan
-from bench.prompts import fit_prompt, history_prompt
+from bench.prompts import conversation, fit_prompt
 from bench.retrieval import newest_first
 from bench.training import Row, TrainingConfig, TrainingLog, build_rows, latest_targets, planned_tokens, train
 from bench.types import Capability, Document, Example, LabeledSplit, Message, Request
@@ -52,7 +52,7 @@ class Lora(Method):
 
     def _prompt(self, example: Example, ctx: Context) -> tuple[Message, ...]:
         def build(target: Example, shown: Sequence[Document]) -> list[Message]:
-            return [Message("user", history_prompt(ctx.task, target, shown))]
+            return conversation(ctx.task, target, shown)
 
         return fit_prompt(build, example, newest_first(example.history)[: self.config.n_history], ctx).messages
 

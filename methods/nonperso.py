@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.method import Context, Method
-from bench.prompts import fit_prompt, target_prompt
+from bench.prompts import conversation, fit_prompt
 from bench.types import Document, Example, Message, Request
 
 
@@ -16,6 +16,6 @@ class NonPerso(Method):
 
     def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:
         def build(example: Example, _: Sequence[Document]) -> list[Message]:
-            return [Message("user", target_prompt(ctx.task, example))]
+            return conversation(ctx.task, example, [])
 
         return [ctx.request(e, fit_prompt(build, e, [], ctx).messages) for e in examples]

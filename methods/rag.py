@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.config import Config
 from bench.method import Context, Method
-from bench.prompts import fit_prompt, history_prompt
+from bench.prompts import conversation, fit_prompt
 from bench.retrieval import Retriever, retrieve
 from bench.types import Document, Example, Message, Request
 
@@ -32,7 +32,7 @@ class Rag(Method):
 
     def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:
         def build(example: Example, shown: Sequence[Document]) -> list[Message]:
-            return [Message("user", history_prompt(ctx.task, example, shown))]
+            return conversation(ctx.task, example, shown)
 
         found = retrieve(examples, self.config.k, self.config.retriever, ctx)
         return [

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_worlds import SMALL_FILTER, SMALL_SPLIT, memory_spec, random_world
 
-import datasets
 from bench.data.filters import select
 from bench.data.ready import ReadySplit, Role
 from bench.data.spec import DatasetSpec, load_spec

@@ -237,7 +237,7 @@ one.encode(open(sys.argv[2]).read().split("\\n"))
 
 
 def test_killed_while_encoding_then_resumed(bert: Path, cache: Path, tmp_path: Path) -> None:
-    texts = list(dict.fromkeys(sentences(2000, 60)))
+    texts = list(dict.fromkeys(sentences(700, 60)))
     (tmp_path / "texts").write_text("\n".join(texts))
     command = [sys.executable, "-c", KILLED, str(bert), str(tmp_path / "texts")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -16,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from tempfile import gettempdir
 from typing import Any, ClassVar
 
+import datasets
 import evaluate
 
-import datasets
 from bench.config import Config as BaseConfig
 from bench.errors import MissingPackage, UsageError
 from bench.types import Truth

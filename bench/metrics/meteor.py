@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class _Resources:
     """Tokenizer, stemmer and WordNet as NLTK's METEOR calls them, each word looked up once.
 
     Reviews repeat their words, and stems and synonyms depend on the word alone: remembering them gives the same scores
-    four to five times faster, so that no pool of processes (each with its own WordNet to load) is needed.
+    several times faster, without a pool of processes each of which would load its own WordNet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +91,29 @@ class _Resources:
             self._wordnet: Any = WordNetCorpusReader(str(folder / "corpora" / "wordnet"), None)
         self.tokenize = NLTKWordTokenizer().tokenize
         self.stem = lru_cache(_REMEMBERED_WORDS)(PorterStemmer().stem)
-        self.synsets = lru_cache(_REMEMBERED_WORDS)(self._wordnet.synsets)
+        self.synsets = lru_cache(_REMEMBERED_WORDS)(self._synsets)
+
+    def _synsets(self, word: str) -> tuple[_Synset, ...]:
+        """The synonyms of a word as one synset, each once; METEOR joins synsets and leaves out compounds anyway."""
+        lemmas = [lemma for synset in self._wordnet.synsets(word) for lemma in synset.lemmas()]
+        names = dict.fromkeys(lemma.name() for lemma in lemmas if "_" not in lemma.name())
+        return (_Synset(tuple(map(_Lemma, names))),) if names else ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lemma:
+    word: str
+
+    def name(self) -> str:
+        return self.word
+
+
+@dataclass(frozen=True, slots=True)
+class _Synset:
+    members: tuple[_Lemma, ...]
+
+    def lemmas(self) -> tuple[_Lemma, ...]:
+        return self.members
 
 
 @lru_cache(1)

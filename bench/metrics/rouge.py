@@ -1,4 +1,7 @@
-"""ROUGE-1 and ROUGE-L: overlap of words, and of the longest common subsequence of words, with the reference."""
+"""ROUGE-1 and ROUGE-L: overlap of words, and of the longest common subsequence of words, with the reference.
+
+Loaded by path through `evaluate.load`, this file gives ROUGE-1.
+"""
 
 from __future__ import annotations
 

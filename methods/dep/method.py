@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bench.engines.base import LanguageModel
 from bench.keys import request_seed
 from bench.method import Context, Method, TrainingPlan
-from bench.prompts import Fitted, fit_prompt, history_prompt
+from bench.prompts import Fitted, conversation, fit_prompt
 from bench.retrieval import newest_first
 from bench.training import Row, TrainingLog, build_rows, latest_targets, planned_tokens, train
 from bench.types import Capability, Document, Example, LabeledSplit, Message, Request, slot
@@ -51,10 +51,10 @@ class Dep(Method):
     def _fitted(self, example: Example, ctx: Context) -> Fitted:
         def line(index: int) -> str:
             history, difference = _slots(index)
-            return f"Style of this {ctx.task.noun}: {slot(history)} Unlike others: {slot(difference)}"
+            return f"Style of that {ctx.task.noun}: {slot(history)} Unlike others: {slot(difference)}"
 
         def build(target: Example, shown: Sequence[Document]) -> list[Message]:
-            return [Message("user", history_prompt(ctx.task, target, shown, after=line))]
+            return conversation(ctx.task, target, shown, after=line)
 
         return fit_prompt(build, example, self._recent(example), ctx)
 
