@@ -2,37 +2,56 @@
 
 from bench.testing import check_method
 check_method(MyMethod)          # raises ContractViolation, with one line a finding
+
+What it cannot see: what differs only between processes (the built-in `hash` of a text, the order of a set).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 import numpy as np
 
 from bench.config import build
 from bench.engines.base import Engine
+from bench.engines.chat import slot_names
 from bench.engines.fake import FakeConfig, FakeEngine
+from bench.errors import UsageError
+from bench.fits import FIT_FILE
+from bench.keys import request_seed, text_digest
 from bench.meter import Meter
-from bench.method import Context, Method
-from bench.types import Capability, Example, Request, Sampling
+from bench.method import FINAL_STAGE, Context, Method
+from bench.prompts import conversation, render_fields
+from bench.tiny import tiny_dataset, tiny_model, tiny_tokenizer
+from bench.types import Capability, Document, Example, Request, Sampling
 
 if TYPE_CHECKING:
     from bench.data.split import Dataset
 
-TEMPLATE = (
-    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
-)
+__all__ = [
+    "ContractViolation",
+    "Finding",
+    "check_method",
+    "findings",
+    "no_network",
+    "tiny_dataset",
+    "tiny_model",
+    "tiny_tokenizer",
+]
+
 _CLOSE = 1e-5
+_BUDGET = 6000
+_RUN = 8
+"""So many words of a reference in a row do not get into a prompt by chance."""
 
 
 class ContractViolation(AssertionError):
@@ -59,95 +78,62 @@ def check_method(cls: type[Method], **config: Any) -> None:
 
 def findings(cls: type[Method], **config: Any) -> list[Finding]:
     """What `check_method` would raise, as a list; empty if the method holds to the contract."""
-    with tempfile.TemporaryDirectory() as folder, no_network():
-        return list(_Kit(cls, config, Path(folder)).run())
+    with tempfile.TemporaryDirectory() as folder, no_network() as attempts:
+        kit = _Kit(cls, config, Path(folder))
+        found = list(kit.run())
+    return list(dict.fromkeys([*found, *(Finding("no network", f"tried to reach {there}") for there in attempts)]))
 
 
 @contextlib.contextmanager
-def no_network() -> Iterator[None]:
-    """Inside, every connection attempt raises ConnectionRefusedError."""
+def no_network() -> Iterator[list[str]]:
+    """Inside, every attempt to reach another machine raises ConnectionRefusedError and is noted in the list given."""
+    attempts: list[str] = []
 
-    def refuse(_: socket.socket, address: Any) -> None:
+    def guarded(name: str) -> Callable[..., Any]:
+        real = getattr(socket.socket, name)
+
+        def call(self: socket.socket, *arguments: Any) -> Any:
+            if self.family == getattr(socket, "AF_UNIX", None):
+                return real(self, *arguments)
+            return refuse(arguments[-1])
+
+        return call
+
+    def refuse(address: Any, *_: Any, **__: Any) -> None:
+        attempts.append(repr(address))
         raise ConnectionRefusedError(f"no network here: {address!r}")
 
-    with mock.patch.object(socket.socket, "connect", refuse), mock.patch.object(socket.socket, "connect_ex", refuse):
-        yield
-
-
-def tiny_tokenizer() -> Any:
-    """A byte-level tokenizer with a chat template: 256 bytes and three special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|turn|>", "<|end|>", "<|pad|>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(special)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|end|>", pad_token="<|pad|>", padding_side="left"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def tiny_model(folder: Path, family: str = "llama", seed: int = 0) -> Path:
-    """A language model with random weights, two layers of width 32, saved to `folder`."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 16384,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def tiny_dataset(**planted: Any) -> Dataset:
-    """A planted world of a dozen users, through the same split code as any other."""
-    from bench.data.spec import load_spec
-    from bench.data.split import prepare
-
-    knobs = {"users": 12, "items": 12, **planted}
-    return prepare(load_spec("planted", knobs))
+    with contextlib.ExitStack() as stack:
+        for name in ("connect", "connect_ex", "sendto"):
+            stack.enter_context(mock.patch.object(socket.socket, name, guarded(name)))
+        for name in ("getaddrinfo", "gethostbyname"):
+            stack.enter_context(mock.patch.object(socket, name, refuse))
+        yield attempts
 
 
 class _Kit:
     def __init__(self, cls: type[Method], config: dict[str, Any], folder: Path) -> None:
-        self.cls, self.folder = cls, folder
-        self.config = build(cls.Config, config, cls.name)
+        self.cls, self.values, self.folder = cls, config, folder
+        self.step = "construct"
         self.dataset = tiny_dataset()
         self.examples = self.dataset.test.examples[:6]
-        self.asks_model = bool(cls.needs - {Capability.TRUTH})
         self.trains = cls.fit is not Method.fit
 
     def run(self) -> Iterator[Finding]:
         yield from self._declares()
         try:
-            method = self._ready("first", self.dataset)
-            yield from self._requests_hold(method)
-            yield from self._blind()
-            if self.trains:
-                yield from self._fits_again()
-        except ConnectionRefusedError as error:
-            yield Finding("no network", f"tried to connect ({error})")
+            self.config = build(self.cls.Config, self.values, getattr(self.cls, "name", self.cls.__name__))
+            yield from self._unfitted()
+            learner, method = self._ready("first", self.dataset)
+            yield from self._weights_untouched()
+            yield from self._saved_well(self.folder / "first")
+            yield from self._well_formed(method)
+            yield from self._steady(method)
+            yield from self._saves_everything(learner, method)
+            yield from self._keeps_to_itself(method)
+            yield from self._blind(method)
+        except Exception as error:
+            yield Finding(self.step, f"raised {_told(error)}")
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -162,53 +148,58 @@ class _Kit:
             tiny_model(model)
         return HFEngine(weights.resolve(str(model), "llm"), HFConfig(device="cpu", dtype="float32", max_batch=rows))
 
-    def _context(self, dataset: Dataset, engine: Engine) -> Context:
+    def _context(self, method: Method, engine: Engine, budget: int = _BUDGET) -> Context:
         from bench.encoders import HashEncoder
         from bench.stages import StageCache
 
         ctx = Context(
-            task=dataset.task,
-            population=dataset.population,
+            task=self.dataset.task,
+            population=self.dataset.population,
             engine=engine,
             seed=0,
             sampling=Sampling(0.8, 0.95, 16),
-            max_prompt_tokens=6000,
+            max_prompt_tokens=budget,
             meter=Meter(),
-            encoder_or_none=HashEncoder(),
-            truth=dataset.truth if Capability.TRUTH in self.cls.needs else None,
+            encoder_or_none=HashEncoder() if method.wants_encoder() else None,
+            truth=self.dataset.truth if Capability.TRUTH in self.cls.needs else None,
         )
         stages = Path(tempfile.mkdtemp(dir=self.folder))
         return replace(ctx, stage_runner=lambda requests, stage: StageCache(stages, stage).run(engine, requests))
 
-    def _ready(self, name: str, dataset: Dataset) -> Method:
-        """A fitted method, loaded from what another object of its class saved."""
-        if not self.trains:
-            return self.cls(self.config)
+    def _ready(self, name: str, dataset: Dataset, users: int = 4, seed: int = 0) -> tuple[Method, Method]:
+        """(a method after fit and save, another object of its class after load)."""
+        learner, method = self.cls(self.config), self.cls(self.config)
         folder = self.folder / name
         folder.mkdir()
-        ctx = self._context(dataset, self._engine())
-        learner = self.cls(self.config)
-        small = dataset.limited(None, 4, 0)
-        learner.fit(small.train, small.dev, ctx)
-        learner.save(folder)
-        method = self.cls(self.config)
-        method.load(folder, ctx)
-        return method
+        if self.trains:
+            self.step = "fit"
+            ctx = self._context(learner, self._engine())
+            small = dataset.limited(None, users, seed)
+            learner.fit(small.train, small.dev, ctx)
+            self.fitted_on = ctx.engine
+            self.step = "save"
+            learner.save(folder)
+            self.step = "load"
+            method.load(folder, self._context(method, self._engine()))
+        return learner, method
 
-    def _outcome(self, method: Method, dataset: Dataset, examples: Sequence[Example], rows: int = 16) -> _Outcome:
-        """What the method asks (or answers) and, with the fake engine, what comes back."""
+    def _outcome(
+        self, method: Method, examples: Sequence[Example], rows: int = 16, budget: int = _BUDGET
+    ) -> _Outcome:
+        """What the method asks (or answers) and, with the fake engine, what it makes of what comes back."""
         engine = self._engine(rows)
-        ctx = self._context(dataset, engine)
+        ctx = self._context(method, engine, budget)
         answers = method.answer(examples, ctx)
         if answers is not None:
-            return _Outcome({}, dict(zip((e.id for e in examples), answers, strict=True)))
-        requests = method.requests(examples, ctx)
+            return _Outcome((), dict(zip((e.id for e in examples), answers, strict=True)))
+        requests = tuple(method.requests(examples, ctx))
+        by_id = {example.id: example for example in examples}
         texts: dict[str, str] = {}
-        if isinstance(engine, FakeEngine):
-            for batch in engine.plan(requests):
-                for index, generation in zip(batch, engine.run([requests[i] for i in batch]).generations, strict=True):
-                    texts[requests[index].example_id] = generation.text
-        return _Outcome({r.example_id: r for r in requests}, texts)
+        for batch in engine.plan(requests) if isinstance(engine, FakeEngine) else ():
+            for index, generation in zip(batch, engine.run([requests[i] for i in batch]).generations, strict=True):
+                example = by_id[requests[index].example_id]
+                texts[example.id] = method.parse(example, f"  {generation.text} \n")
+        return _Outcome(requests, texts)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
@@ -219,61 +210,164 @@ class _Kit:
         if not (self.cls.__doc__ or "").strip():
             yield Finding("declares", "needs a docstring: its first line is shown by `bench list methods`")
 
-    def _requests_hold(self, method: Method) -> Iterator[Finding]:
-        whole = self._outcome(method, self.dataset, self.examples)
-        yield from _same("deterministic", whole, self._outcome(method, self.dataset, self.examples))
-        if self.asks_model and list(whole.requests) != [e.id for e in self.examples]:
+    def _unfitted(self) -> Iterator[Finding]:
+        """A dry run shows a prompt and the training plan with nothing fitted and no model at hand."""
+        method = self.cls(self.config)
+        ctx = self._context(method, FakeEngine())
+        self.step = "preview"
+        if not any(message.content for message in method.preview(self.examples[0], ctx)):
+            yield Finding("preview", "must show the prompt of an example")
+        self.step = "training plan"
+        method.training_plan(self.dataset.train, self.dataset.dev, ctx)
+
+    def _weights_untouched(self) -> Iterator[Finding]:
+        if not self.trains or Capability.TRAIN not in self.cls.needs:
+            return
+        after = self.fitted_on.language_model().model
+        before = self._engine().language_model().model.state_dict()
+        if before.keys() != after.state_dict().keys() or any(
+            not before[name].equal(tensor) for name, tensor in after.state_dict().items()
+        ):
+            yield Finding("model as it was", "after fit the language model has other weights or layers than before")
+        if after.training or any(parameter.requires_grad for parameter in after.parameters()):
+            yield Finding("model as it was", "fit leaves the language model in training mode or with gradients on")
+
+    def _saved_well(self, folder: Path) -> Iterator[Finding]:
+        for name, data in _files(folder).items():
+            if not _plain(name, data):
+                yield Finding("save", f"{name}: save safetensors, JSON or text, which cannot run code when they are read")
+            if str(self.folder).encode() in data:
+                yield Finding("save", f"{name} holds a path of this machine")
+            if name == FIT_FILE:
+                yield Finding("save", f"{name} is the harness's own; choose another name")
+
+    def _well_formed(self, method: Method) -> Iterator[Finding]:
+        self.step = "requests"
+        ids = [e.id for e in self.examples]
+        whole = self._outcome(method, self.examples)
+        if any(not isinstance(text, str) for text in whole.texts.values()):
+            yield Finding("parse", "must return a string")
+        if not self.cls.needs - {Capability.TRUTH}:
+            if list(whole.texts) != ids:
+                yield Finding("answer", "must give one text an example")
+            return
+        if [r.example_id for r in whole.requests] != ids:
             yield Finding("order", "requests() must give one request an example, in the order of the examples")
-        backwards = self._outcome(method, self.dataset, self.examples[::-1])
-        yield from _same("permuted users", whole, backwards)
+        for request in whole.requests:
+            yield from self._request_holds(request)
+        yield from self._in_budget(method, _BUDGET)
+        bare = max(self._engine().count_tokens(conversation(self.dataset.task, e, [])) for e in self.examples)
+        with contextlib.suppress(UsageError):  # a method may say that what it asks does not fit
+            yield from self._in_budget(method, bare + 64)
+        self.step = "no history"
+        newcomer = replace(self.examples[0], history=())
+        if len(self._outcome(method, [newcomer]).requests) != 1:
+            yield Finding("no history", "a user without history must be asked for too")
+        self.step = "generate"
+        errors = [g.error for g in self._engine().run(whole.requests[:2]).generations if g.error]
+        yield from (Finding("generate", error) for error in errors)
+
+    def _request_holds(self, request: Request) -> Iterator[Finding]:
+        of = f"the request of {request.example_id}"
+        if request.stage != FINAL_STAGE or request.seed != request_seed(0, request.example_id, request.stage):
+            yield Finding("requests", f"{of} has a stage or seed of its own; make it with ctx.request(example, ...)")
+        if slot_names(request.messages) != set(request.soft):
+            yield Finding("requests", f"{of} has other soft vectors than its messages have slots")
+        for used, capability in ((request.soft, Capability.SOFT_PROMPT), (request.adapter, Capability.ADAPTER)):
+            if used and capability not in self.cls.needs:
+                yield Finding("declares", f"requests use {capability.value}, which `needs` does not name")
+
+    def _in_budget(self, method: Method, budget: int) -> Iterator[Finding]:
+        engine = self._engine()
+        for request in self._outcome(method, self.examples, budget=budget).requests:
+            tokens = engine.count_tokens(request.messages)
+            if tokens > budget:
+                detail = f"the prompt of {request.example_id} takes {tokens} tokens of {budget}; see fit_prompt"
+                yield Finding("prompt budget", detail)
+
+    def _steady(self, method: Method) -> Iterator[Finding]:
+        self.step = "requests"
+        whole = self._outcome(method, self.examples)
+        yield from _same("deterministic", whole, self._outcome(method, self.examples))
+        yield from _same("permuted users", whole, self._outcome(method, self.examples[::-1]))
         for example in self.examples[:3]:
-            alone = self._outcome(method, self.dataset, [example], rows=1)
-            yield from _same("a user alone", whole.only(example.id), alone)
-        yield from _same("batch size", whole, self._outcome(method, self.dataset, self.examples, rows=2))
-        for example in self.examples:
-            if not isinstance(method.parse(example, "  a text \n"), str):
-                yield Finding("parse", "must return a string")
+            yield from _same("a user alone", whole.only(example.id), self._outcome(method, [example], rows=1))
+        yield from _same("batch size", whole, self._outcome(method, self.examples, rows=2))
 
-    def _blind(self) -> Iterator[Finding]:
-        """With every test reference replaced, a method must ask the same; it may learn from train and dev alone."""
-        sealed = {e: f"SEALED {hashlib.sha256(e.encode()).hexdigest()}" for e in self.dataset.test.references}
-        other = replace(self.dataset, test=replace(self.dataset.test, references=sealed))
-        before = self._outcome(self._ready("open", self.dataset), self.dataset, self.examples)
-        after = self._outcome(self._ready("sealed", other), other, self.examples)
-        yield from _same("blind to references", before, after)
-        for example_id, request in before.requests.items():
-            reference = self.dataset.test.references[example_id]
-            if any(reference in message.content for message in request.messages):
-                yield Finding("blind to references", f"the prompt of {example_id} holds its own reference text")
+    def _saves_everything(self, learner: Method, method: Method) -> Iterator[Finding]:
+        """A loaded method asks what the fitted one asks, or the fitted one says (UsageError) that it must be loaded."""
+        if not self.trains:
+            return
+        self.step = "save and load"
+        try:
+            fitted = self._outcome(learner, self.examples)
+        except UsageError:
+            return
+        yield from _same("save and load", fitted, self._outcome(method, self.examples))
 
-    def _fits_again(self) -> Iterator[Finding]:
-        folders = [self.folder / "first", self.folder / "again"]
+    def _keeps_to_itself(self, method: Method) -> Iterator[Finding]:
+        """What one object learns later must not reach another: nothing learned lives on the class or the module."""
+        if not self.trains:
+            return
+        before = self._outcome(method, self.examples)
+        self._ready("other", self.dataset, users=3, seed=1)
+        self.step = "requests"
+        yield from _same("shared state", before, self._outcome(method, self.examples))
+
+    def _blind(self, method: Method) -> Iterator[Finding]:
+        """With every test reference replaced, a method must learn and ask the same as before."""
+        before = self._outcome(method, self.examples)
+        if Capability.TRUTH not in self.cls.needs:
+            yield from self._quotes(before)
+        # In place, so that whoever holds on to the references sees the change.
+        references = cast("dict[str, str]", self.dataset.test.references)
+        true = dict(references)
+        references.update({e: f"Sealed {text_digest(e)}." for e in true})
+        try:
+            _, sealed = self._ready("sealed", self.dataset)
+            self.step = "requests"
+            yield from _same("blind to references", before, self._outcome(sealed, self.examples))
+        finally:
+            references.update(true)
+        saved = _files(self.folder / "first")
+        if saved == _files(self.folder / "sealed"):
+            return
         self._ready("again", self.dataset)
-        contents = [{p.name: p.read_bytes() for p in sorted(f.iterdir())} for f in folders]
-        if contents[0].keys() != contents[1].keys():
-            yield Finding("deterministic fit", "two fits saved different files")
-        for name, data in contents[0].items():
-            if data != contents[1].get(name):
+        again = _files(self.folder / "again")
+        if saved == again:
+            yield Finding("blind to references", "what fit saves depends on the references of test examples")
+        for name in sorted({*saved, *again}):
+            if saved.get(name) != again.get(name):
                 yield Finding("deterministic fit", f"two fits with one seed saved different bytes in {name}")
-            if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy")):
-                yield Finding("save", f"{name}: save safetensors and JSON, which cannot run code when they are read")
+
+    def _quotes(self, outcome: _Outcome) -> Iterator[Finding]:
+        """Words of an example's own reference that nothing open to the method holds."""
+        population = self.dataset.population.documents()
+        learned = [r for s in (self.dataset.train, self.dataset.dev) for r in s.references.values()]
+        public = [*learned, *(text for d in population for text in (d.text, render_fields(self.dataset.task, d)))]
+        known = {run for text in public for run in _runs(text)}
+        for example in self.examples:
+            own = [render_fields(self.dataset.task, example), *(_whole(self.dataset, d) for d in example.history)]
+            secret = set(_runs(self.dataset.test.references[example.id])) - known - {r for t in own for r in _runs(t)}
+            said = [m.content for r in outcome.requests if r.example_id == example.id for m in r.messages]
+            if any(run in secret for text in (*said, outcome.texts.get(example.id, "")) for run in _runs(text)):
+                yield Finding("blind to references", f"the reference text of {example.id} shows in its prompt or text")
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    requests: dict[str, Request]
-    texts: dict[str, str]
+    requests: tuple[Request, ...]
+    texts: Mapping[str, str]
 
     def only(self, example_id: str) -> _Outcome:
-        def keep(things: dict[str, Any]) -> dict[str, Any]:
-            return {k: v for k, v in things.items() if k == example_id}
-
-        return _Outcome(keep(self.requests), keep(self.texts))
+        texts = {example: text for example, text in self.texts.items() if example == example_id}
+        return _Outcome(tuple(r for r in self.requests if r.example_id == example_id), texts)
 
 
 def _same(check: str, left: _Outcome, right: _Outcome) -> Iterator[Finding]:
-    for example_id, request in left.requests.items():
-        other = right.requests.get(example_id)
+    others = {request.example_id: request for request in right.requests}
+    for request in left.requests:
+        example_id, other = request.example_id, others.get(request.example_id)
         if other is None:
             yield Finding(check, f"no request for {example_id}")
         elif request.messages != other.messages:
@@ -291,3 +385,38 @@ def _close(left: Request, right: Request) -> bool:
     return left.soft.keys() == right.soft.keys() and all(
         np.allclose(np.asarray(left.soft[name]), np.asarray(right.soft[name]), atol=_CLOSE) for name in left.soft
     )
+
+
+def _told(error: Exception) -> str:
+    """An exception in one line, with the place in the method's file where it came from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _plain(name: str, data: bytes) -> bool:
+    """Whether a file is what its ending says, and that is safetensors, JSON or text."""
+    try:
+        if name.endswith(".safetensors"):
+            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        elif name.endswith(".json"):
+            json.loads(data)
+        else:
+            data.decode("utf-8")
+            return name.endswith((".jsonl", ".txt", ".md"))
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(dataset: Dataset, document: Document) -> str:
+    return f"{render_fields(dataset.task, document)} {document.text}"
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]

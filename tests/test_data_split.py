@@ -176,20 +176,32 @@ def test_source_texts_are_cleaned_everywhere() -> None:
 
 
 @pytest.mark.parametrize("what", ["error", "drop", "keep"])
-def test_a_target_without_history(what: str) -> None:
+def test_a_target_whose_history_is_hidden_by_equal_times_alone(what: str) -> None:
     reviews = [make_review("u0", f"i{i}", max(i, 1), f"first {i}") for i in range(6)]
     reviews += [make_review("u1", f"i{i}", 7 if i < 4 else 9, f"second {i}") for i in range(6)]
     split = SplitConfig.model_validate({"train": 1, "val": 1, "test": 1, "on_empty_history": what})
-    spec = memory_spec(RawTables(numbered(reviews), make_items(6, described=True)), split=split)
+    dataset = prepare(memory_spec(RawTables(numbered(reviews), make_items(6, described=True)), split=split))
+    kept = {example.id for example in dataset.train.examples}
+    assert kept == ({"u0/i3"} if what == "drop" else {"u0/i3", "u1/i3"})
+    assert dataset.counts["targets"] == {"train": 2, "val": 2, "test": 2}
+    assert dataset.counts["histories"]["targets_without_history"] == 1
+
+
+@pytest.mark.parametrize("what", ["error", "drop", "keep"])
+def test_a_target_before_which_its_user_wrote_nothing(what: str) -> None:
+    reviews = [make_review("u0", f"i{i}", i + 1, f"first {i}") for i in range(6)]
+    reviews += [make_review("u1", f"i{i}", i + 1, f"second {i}") for i in range(3, 6)]
+    split = SplitConfig.model_validate({"train": 1, "val": 1, "test": 1, "on_empty_history": what})
+    fewest = {"min_reviews_per_user": 3, "min_profile_reviews": 0, "min_profile_users_per_item": 1}
+    loose = SMALL_FILTER.model_copy(update=fewest)
+    tables = RawTables(numbered(reviews), make_items(6, described=True))
+    spec = memory_spec(tables, filters=loose, split=split)
     if what == "error":
         with pytest.raises(DataError, match=r"'u1' has no history before the train target 'u1/i3'.*on_empty_history"):
             prepare(spec)
         return
-    dataset = prepare(spec)
-    kept = {example.id for example in dataset.train.examples}
-    assert kept == ({"u0/i3", "u1/i3"} if what == "keep" else {"u0/i3"})
-    assert dataset.counts["targets"] == {"train": 2, "val": 2, "test": 2}
-    assert dataset.counts["histories"]["targets_without_history"] == 1
+    kept = {example.id for example in prepare(spec).train.examples}
+    assert kept == ({"u0/i3"} if what == "drop" else {"u0/i3", "u1/i3"})
 
 
 def test_a_split_left_empty_by_dropping() -> None:

@@ -91,6 +91,8 @@ class PlantedSource:
     """Users with hidden tastes and styles review items of hidden quality; texts come from a grammar."""
 
     Config: ClassVar[type[PlantedConfig]] = PlantedConfig
+    version: ClassVar[str] = "1"
+    """Part of the fingerprint: raise it when grammar, world or traits change."""
 
     def __init__(self, config: PlantedConfig) -> None:
         self.config = config

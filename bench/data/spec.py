@@ -56,6 +56,8 @@ class SplitConfig(Config):
     val: int = Field(1, ge=1)
     test: int = Field(1, ge=1)
     on_empty_history: Literal["error", "drop", "keep"] = "error"
+    """Of a target before which its user wrote nothing. Where it is only that equal times hide what came before (data
+    with a day's resolution), "error" keeps the target and counts it under `histories`."""
 
 
 class TaskConfig(Config):

@@ -114,9 +114,9 @@ def _build(spec: DatasetSpec, ready: ReadySplit, where: str, origin: Mapping[str
         example = _example(target, library)
         ties += len(target.history) - len(example.history)
         empty += not example.history
-        if not example.history and spec.split.on_empty_history == "error":
+        if not target.history and spec.split.on_empty_history == "error":
             raise DataError(_no_history(example, target, where))
-        if example.history or spec.split.on_empty_history == "keep":
+        if example.history or spec.split.on_empty_history != "drop":
             examples[target.role].append(example)
             references[example.id] = target.review.text
     counts: Counts = {**ready.counts, "targets": {role.value: 0 for role in Role}}
@@ -211,9 +211,8 @@ def _check_targets(targets: Sequence[Target], where: str) -> None:
 
 
 def _no_history(example: Example, target: Target, where: str) -> str:
-    why = "none of its reviews is strictly earlier" if target.history else "its profile is empty"
     return (
-        f"{where}: user {example.user_id!r} has no history before the {target.role} target {example.id!r} ({why}); "
+        f"{where}: user {example.user_id!r} has no history before the {target.role} target {example.id!r}; "
         'set split.on_empty_history = "drop" or "keep"'
     )
 

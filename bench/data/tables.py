@@ -19,7 +19,7 @@ class RawReview:
     timestamp: int
     """Milliseconds since the epoch."""
     row: int
-    """Position in the source, from 0: errors name it, and it breaks ties between equal timestamps."""
+    """Position in the source, from 0: errors name it."""
 
 
 @dataclass(frozen=True, slots=True)
