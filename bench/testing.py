@@ -9,30 +9,24 @@ What it cannot see: what differs only between processes (the built-in `hash` of 
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from unittest import mock
-
-import numpy as np
 
 from bench.config import build
 from bench.engines.base import Engine
-from bench.engines.chat import slot_names
 from bench.engines.fake import FakeConfig, FakeEngine
 from bench.errors import UsageError
+from bench.evidence import Finding, Outcome, no_network, plain, runs, same, saved_files, slot_names, told
 from bench.fits import FIT_FILE
 from bench.keys import request_seed, text_digest
 from bench.meter import Meter
 from bench.method import FINAL_STAGE, Context, Method
 from bench.prompts import conversation, render_fields
 from bench.tiny import tiny_dataset, tiny_model, tiny_tokenizer
-from bench.types import Capability, Document, Example, Request, Sampling
+from bench.types import Capability, Example, Request, Sampling
 
 if TYPE_CHECKING:
     from bench.data.split import Dataset
@@ -48,25 +42,11 @@ __all__ = [
     "tiny_tokenizer",
 ]
 
-_CLOSE = 1e-5
 _BUDGET = 6000
-_RUN = 8
-"""So many words of a reference in a row do not get into a prompt by chance."""
 
 
 class ContractViolation(AssertionError):
     """A method breaks the contract; the message holds one line a finding."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a method does and must not do."""
-
-    check: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.detail}"
 
 
 def check_method(cls: type[Method], **config: Any) -> None:
@@ -82,33 +62,6 @@ def findings(cls: type[Method], **config: Any) -> list[Finding]:
         kit = _Kit(cls, config, Path(folder))
         found = list(kit.run())
     return list(dict.fromkeys([*found, *(Finding("no network", f"tried to reach {there}") for there in attempts)]))
-
-
-@contextlib.contextmanager
-def no_network() -> Iterator[list[str]]:
-    """Inside, every attempt to reach another machine raises ConnectionRefusedError and is noted in the list given."""
-    attempts: list[str] = []
-
-    def guarded(name: str) -> Callable[..., Any]:
-        real = getattr(socket.socket, name)
-
-        def call(self: socket.socket, *arguments: Any) -> Any:
-            if self.family == getattr(socket, "AF_UNIX", None):
-                return real(self, *arguments)
-            return refuse(arguments[-1])
-
-        return call
-
-    def refuse(address: Any, *_: Any, **__: Any) -> None:
-        attempts.append(repr(address))
-        raise ConnectionRefusedError(f"no network here: {address!r}")
-
-    with contextlib.ExitStack() as stack:
-        for name in ("connect", "connect_ex", "sendto"):
-            stack.enter_context(mock.patch.object(socket.socket, name, guarded(name)))
-        for name in ("getaddrinfo", "gethostbyname"):
-            stack.enter_context(mock.patch.object(socket, name, refuse))
-        yield attempts
 
 
 class _Kit:
@@ -133,7 +86,7 @@ class _Kit:
             yield from self._keeps_to_itself(method)
             yield from self._blind(method)
         except Exception as error:
-            yield Finding(self.step, f"raised {_told(error)}")
+            yield Finding(self.step, f"raised {told(error)}")
 
     # -- parts --------------------------------------------------------------------------------------------------
 
@@ -183,15 +136,13 @@ class _Kit:
             method.load(folder, self._context(method, self._engine()))
         return learner, method
 
-    def _outcome(
-        self, method: Method, examples: Sequence[Example], rows: int = 16, budget: int = _BUDGET
-    ) -> _Outcome:
+    def _outcome(self, method: Method, examples: Sequence[Example], rows: int = 16, budget: int = _BUDGET) -> Outcome:
         """What the method asks (or answers) and, with the fake engine, what it makes of what comes back."""
         engine = self._engine(rows)
         ctx = self._context(method, engine, budget)
         answers = method.answer(examples, ctx)
         if answers is not None:
-            return _Outcome((), dict(zip((e.id for e in examples), answers, strict=True)))
+            return Outcome((), dict(zip((e.id for e in examples), answers, strict=True)))
         requests = tuple(method.requests(examples, ctx))
         by_id = {example.id: example for example in examples}
         texts: dict[str, str] = {}
@@ -199,7 +150,7 @@ class _Kit:
             for index, generation in zip(batch, engine.run([requests[i] for i in batch]).generations, strict=True):
                 example = by_id[requests[index].example_id]
                 texts[example.id] = method.parse(example, f"  {generation.text} \n")
-        return _Outcome(requests, texts)
+        return Outcome(requests, texts)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
@@ -233,9 +184,11 @@ class _Kit:
             yield Finding("model as it was", "fit leaves the language model in training mode or with gradients on")
 
     def _saved_well(self, folder: Path) -> Iterator[Finding]:
-        for name, data in _files(folder).items():
-            if not _plain(name, data):
-                yield Finding("save", f"{name}: save safetensors, JSON or text, which cannot run code when they are read")
+        for name, data in saved_files(folder).items():
+            if not plain(name, data):
+                yield Finding(
+                    "save", f"{name}: save safetensors, JSON or text, which cannot run code when they are read"
+                )
             if str(self.folder).encode() in data:
                 yield Finding("save", f"{name} holds a path of this machine")
             if name == FIT_FILE:
@@ -288,11 +241,11 @@ class _Kit:
     def _steady(self, method: Method) -> Iterator[Finding]:
         self.step = "requests"
         whole = self._outcome(method, self.examples)
-        yield from _same("deterministic", whole, self._outcome(method, self.examples))
-        yield from _same("permuted users", whole, self._outcome(method, self.examples[::-1]))
+        yield from same("deterministic", whole, self._outcome(method, self.examples))
+        yield from same("permuted users", whole, self._outcome(method, self.examples[::-1]))
         for example in self.examples[:3]:
-            yield from _same("a user alone", whole.only(example.id), self._outcome(method, [example], rows=1))
-        yield from _same("batch size", whole, self._outcome(method, self.examples, rows=2))
+            yield from same("a user alone", whole.only(example.id), self._outcome(method, [example], rows=1))
+        yield from same("batch size", whole, self._outcome(method, self.examples, rows=2))
 
     def _saves_everything(self, learner: Method, method: Method) -> Iterator[Finding]:
         """A loaded method asks what the fitted one asks, or the fitted one says (UsageError) that it must be loaded."""
@@ -303,7 +256,7 @@ class _Kit:
             fitted = self._outcome(learner, self.examples)
         except UsageError:
             return
-        yield from _same("save and load", fitted, self._outcome(method, self.examples))
+        yield from same("save and load", fitted, self._outcome(method, self.examples))
 
     def _keeps_to_itself(self, method: Method) -> Iterator[Finding]:
         """What one object learns later must not reach another: nothing learned lives on the class or the module."""
@@ -312,7 +265,7 @@ class _Kit:
         before = self._outcome(method, self.examples)
         self._ready("other", self.dataset, users=3, seed=1)
         self.step = "requests"
-        yield from _same("shared state", before, self._outcome(method, self.examples))
+        yield from same("shared state", before, self._outcome(method, self.examples))
 
     def _blind(self, method: Method) -> Iterator[Finding]:
         """With every test reference replaced, a method must learn and ask the same as before."""
@@ -326,97 +279,32 @@ class _Kit:
         try:
             _, sealed = self._ready("sealed", self.dataset)
             self.step = "requests"
-            yield from _same("blind to references", before, self._outcome(sealed, self.examples))
+            yield from same("blind to references", before, self._outcome(sealed, self.examples))
         finally:
             references.update(true)
-        saved = _files(self.folder / "first")
-        if saved == _files(self.folder / "sealed"):
+        saved = saved_files(self.folder / "first")
+        if saved == saved_files(self.folder / "sealed"):
             return
         self._ready("again", self.dataset)
-        again = _files(self.folder / "again")
+        again = saved_files(self.folder / "again")
         if saved == again:
             yield Finding("blind to references", "what fit saves depends on the references of test examples")
         for name in sorted({*saved, *again}):
             if saved.get(name) != again.get(name):
                 yield Finding("deterministic fit", f"two fits with one seed saved different bytes in {name}")
 
-    def _quotes(self, outcome: _Outcome) -> Iterator[Finding]:
+    def _quotes(self, outcome: Outcome) -> Iterator[Finding]:
         """Words of an example's own reference that nothing open to the method holds."""
         population = self.dataset.population.documents()
         learned = [r for s in (self.dataset.train, self.dataset.dev) for r in s.references.values()]
         public = [*learned, *(text for d in population for text in (d.text, render_fields(self.dataset.task, d)))]
-        known = {run for text in public for run in _runs(text)}
+        known = {run for text in public for run in runs(text)}
         for example in self.examples:
-            own = [render_fields(self.dataset.task, example), *(_whole(self.dataset, d) for d in example.history)]
-            secret = set(_runs(self.dataset.test.references[example.id])) - known - {r for t in own for r in _runs(t)}
+            own = [
+                render_fields(self.dataset.task, example),
+                *(f"{render_fields(self.dataset.task, d)} {d.text}" for d in example.history),
+            ]
+            secret = set(runs(self.dataset.test.references[example.id])) - known - {r for t in own for r in runs(t)}
             said = [m.content for r in outcome.requests if r.example_id == example.id for m in r.messages]
-            if any(run in secret for text in (*said, outcome.texts.get(example.id, "")) for run in _runs(text)):
+            if any(run in secret for text in (*said, outcome.texts.get(example.id, "")) for run in runs(text)):
                 yield Finding("blind to references", f"the reference text of {example.id} shows in its prompt or text")
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    requests: tuple[Request, ...]
-    texts: Mapping[str, str]
-
-    def only(self, example_id: str) -> _Outcome:
-        texts = {example: text for example, text in self.texts.items() if example == example_id}
-        return _Outcome(tuple(r for r in self.requests if r.example_id == example_id), texts)
-
-
-def _same(check: str, left: _Outcome, right: _Outcome) -> Iterator[Finding]:
-    others = {request.example_id: request for request in right.requests}
-    for request in left.requests:
-        example_id, other = request.example_id, others.get(request.example_id)
-        if other is None:
-            yield Finding(check, f"no request for {example_id}")
-        elif request.messages != other.messages:
-            yield Finding(check, f"the prompt of {example_id} changes")
-        elif (request.seed, request.sampling) != (other.seed, other.sampling):
-            yield Finding(check, f"seed or sampling of {example_id} changes")
-        elif not _close(request, other):
-            yield Finding(check, f"soft vectors of {example_id} change by more than {_CLOSE}")
-    for example_id, text in left.texts.items():
-        if right.texts.get(example_id) != text:
-            yield Finding(check, f"the text of {example_id} changes")
-
-
-def _close(left: Request, right: Request) -> bool:
-    return left.soft.keys() == right.soft.keys() and all(
-        np.allclose(np.asarray(left.soft[name]), np.asarray(right.soft[name]), atol=_CLOSE) for name in left.soft
-    )
-
-
-def _told(error: Exception) -> str:
-    """An exception in one line, with the place in the method's file where it came from."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def _plain(name: str, data: bytes) -> bool:
-    """Whether a file is what its ending says, and that is safetensors, JSON or text."""
-    try:
-        if name.endswith(".safetensors"):
-            json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        elif name.endswith(".json"):
-            json.loads(data)
-        else:
-            data.decode("utf-8")
-            return name.endswith((".jsonl", ".txt", ".md"))
-    except ValueError:
-        return False
-    return True
-
-
-def _whole(dataset: Dataset, document: Document) -> str:
-    return f"{render_fields(dataset.task, document)} {document.text}"
-
-
-def _runs(text: str) -> list[tuple[str, ...]]:
-    words = text.split()
-    return [tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)]

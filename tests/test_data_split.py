@@ -192,7 +192,12 @@ def test_a_target_before_which_its_user_wrote_nothing(what: str) -> None:
     reviews = [make_review("u0", f"i{i}", i + 1, f"first {i}") for i in range(6)]
     reviews += [make_review("u1", f"i{i}", i + 1, f"second {i}") for i in range(3, 6)]
     split = SplitConfig.model_validate({"train": 1, "val": 1, "test": 1, "on_empty_history": what})
-    fewest = {"min_reviews_per_user": 3, "min_profile_reviews": 0, "min_profile_users_per_item": 1}
+    fewest = {
+        "min_reviews_per_user": 3,
+        "min_profile_reviews": 0,
+        "min_users_per_item": 1,
+        "min_profile_users_per_item": 1,
+    }
     loose = SMALL_FILTER.model_copy(update=fewest)
     tables = RawTables(numbered(reviews), make_items(6, described=True))
     spec = memory_spec(tables, filters=loose, split=split)
