@@ -118,8 +118,12 @@ class Encoder:
 
     def count(self, texts: Sequence[str]) -> int:
         """How many different texts are not in the cache yet, each of which `encode` would have to compute."""
+        return len(self.missing(texts))
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """The different texts that are not in the cache yet, in the order of first sight."""
         index = self._open().index()
-        return sum(key not in index for key in {text_key(text) for text in texts})
+        return [text for text in dict.fromkeys(texts) if text_key(text) not in index]
 
     def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(texts), dimension), in the order of the texts.
@@ -326,9 +330,9 @@ class HashEncoder(Encoder):
     def load(self) -> None:
         """Nothing to load."""
 
-    def count(self, texts: Sequence[str]) -> int:
-        """Always 0: nothing is worth keeping."""
-        return 0
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """All different texts: nothing is kept."""
+        return list(dict.fromkeys(texts))
 
     def encode(self, texts: Sequence[str], progress: bool = False) -> NDArray[np.float32]:
         """Unit vectors, float32 of shape (len(texts), dimension)."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 FIT_FILE = "fit.json"
 Say = Callable[[str], None]
 
+_SAMPLE = 32
+"""Texts whose embedding is timed to tell how long the rest will take."""
+
 _BACKWARD = 2.5
 """A training step through frozen weights costs about this many forward passes (measured on CPU and CUDA)."""
 
@@ -40,6 +44,8 @@ class Fit:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -73,6 +79,8 @@ def _fit(method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any],
 
     try:
         with FileLock(str(folder) + ".lock").acquire(timeout=0):
+            if (folder / FIT_FILE).exists():  # made by another process since we looked
+                return
             _announce(method, method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
             meter: Meter = ctx.meter
             embedded = meter.seconds.get("embed", 0.0)
@@ -118,8 +126,20 @@ def _announce(method: Method, plan: TrainingPlan | None, ctx: Context, say: Say)
     speed = ctx.engine.speed()
     total = plan.tokens * plan.epochs
     long = f", about {duration(_BACKWARD * total / speed.prefill_tokens_per_second)} here" if speed else ""
-    texts = f" {plan.texts_to_embed:,} texts to embed first." if plan.texts_to_embed else ""
     say(
-        f"{method.name}: training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}.{texts} "
-        f"Smaller with {plan.smaller}."
+        f"{method.name}: training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}."
+        f"{_embedding(plan.texts, ctx)} Smaller with {plan.smaller}."
     )
+
+
+def _embedding(texts: Sequence[str], ctx: Context) -> str:
+    """What embedding will take, from the time of a sample (whose vectors are kept: nothing is done twice)."""
+    if not texts:
+        return ""
+    sample = texts[:: max(1, len(texts) // _SAMPLE)][:_SAMPLE]
+    with ctx.meter.phase("embed"):
+        ctx.encoder.load()
+        start = time.perf_counter()
+        ctx.encoder.encode(sample)
+        seconds = time.perf_counter() - start
+    return f" {len(texts):,} texts to embed first, about {duration(seconds / len(sample) * len(texts))}."

@@ -88,7 +88,8 @@ class TrainingPlan:
     epochs: int
     smaller: str
     """The flags that make it smaller."""
-    texts_to_embed: int = 0
+    texts: Sequence[str] = ()
+    """Texts to embed first, those that are not in the encoder's cache."""
 
 
 class Method(ABC):

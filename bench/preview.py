@@ -2,62 +2,114 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.engines.fake import FakeConfig, FakeEngine
 from bench.meter import Meter
 from bench.method import Context, Method
-from bench.plan import Plan
+from bench.plan import Plan, asks_model
 from bench.types import SLOT_CLOSE, SLOT_OPEN, Example, Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bench.data.split import Dataset
     from bench.encoders import Encoder
 
 _SAMPLE = 16
 """Prompts that the token estimate is scaled up from."""
+_INDENT = " " * 11
 
 
-def dry_run_text(plan: Plan) -> str:
-    """The whole report of `--dry-run`."""
-    from bench.data.split import describe
-
-    config, dataset = plan.config, plan.dataset
-    lines = [
-        f"dataset    {dataset.name} (fingerprint {dataset.fingerprint[:16]}): {len(dataset.train):,} train, "
-        f"{len(dataset.dev):,} validation, {len(dataset.test):,} test examples",
-        *(f"           {key}: {value}" for key, value in describe(dataset).items() if key not in ("name",)),
-        f"model      {config.model} on engine {plan.engine.name}; encoder "
-        + (config.encoder if plan.encoder else "not needed"),
-        f"metrics    {', '.join(m.name for m in plan.metrics)}",
-        f"runs       {len(plan.methods)} methods x {len(config.seeds)} seeds, under {config.out}",
-    ]
+def dry_run_text(plan: Plan, width: int = 110) -> str:
+    """The whole report of `--dry-run`; only the prompts may be wider than `width`."""
+    config = plan.config
+    facts = {
+        "dataset": list(_dataset_lines(plan.dataset)),
+        "model": [f"{config.model} on engine {plan.engine.name}; {_encoder_told(plan)}"],
+        "metrics": [", ".join(m.name for m in plan.metrics) or "none"],
+        "runs": [f"{_count(len(plan.methods), 'method')} x {_count(len(config.seeds), 'seed')}, under {config.out}"],
+    }
+    lines = [line for label, told in facts.items() for line in _wrapped(label, told, width)]
     for method in plan.methods:
-        lines += ["", *_method_lines(method, plan)]
+        lines += ["", *_method_lines(method, plan, width)]
     return "\n".join(lines)
 
 
-def _method_lines(method: Method, plan: Plan) -> list[str]:
+def _encoder_told(plan: Plan) -> str:
+    return f"encoder {plan.config.encoder}" if plan.encoder else "no encoder is needed"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def _wrapped(label: str, told: Sequence[str], width: int) -> Iterator[str]:
+    for number, line in enumerate(told):
+        first = f"{label:<{len(_INDENT)}}" if number == 0 else _INDENT
+        yield from textwrap.wrap(line, width, initial_indent=first, subsequent_indent=_INDENT, break_on_hyphens=False)
+
+
+def _dataset_lines(dataset: Dataset) -> Iterator[str]:
+    from bench.data.split import describe
+
+    told = describe(dataset)
+    others, noun = told["population"], dataset.task.noun
+    truth = "; the truth behind it is known" if told["truth"] else ""
+    yield f"{dataset.name}, fingerprint {dataset.fingerprint[:16]}, selection {dataset.selection}{truth}"
+    yield ", ".join(
+        f"{called} {_count(told['examples'][key], 'example')} of {_count(told['users'][key], 'user')}"
+        for key, called in (("test", "test"), ("train", "train"), ("dev", "validation"))
+    )
+    past, size = _spread(told["test_history"]), _spread(told["target_chars"])
+    yield f"past {noun}s of a test user {past}; characters of a {noun} {size}"
+    yield (
+        f"open to methods: {_count(others['documents'], noun)} by {_count(others['users'], 'user')} on "
+        f"{_count(others['items'], 'item')}, peers of each {_spread(told['peers_per_document'])}"
+    )
+    yield f"{noun}s left after each step: {_steps(told['counts'])}"
+
+
+def _spread(numbers: Mapping[str, int]) -> str:
+    """Least, median and most of a quantity."""
+    if numbers["min"] == numbers["max"]:
+        return f"{numbers['min']:,}"
+    return f"{numbers['min']:,} to {numbers['max']:,} (median {numbers['median']:,})"
+
+
+def _steps(counts: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{step} {count['reviews']:,}" for step, count in counts.items() if "reviews" in count)
+
+
+def _method_lines(method: Method, plan: Plan, width: int) -> Iterator[str]:
     ctx = _context(plan)
     if method.wants_encoder() and plan.encoder is not None:
         ctx = replace(ctx, encoder_or_none=_stand_in())
     examples: Sequence[Example] = plan.dataset.test.examples
     sample = examples[:_SAMPLE]
     prompts = [method.preview(example, ctx) for example in sample]
-    tokens = sum(ctx.engine.count_tokens(messages) for messages in prompts) * len(examples) // len(sample)
-    lines = [
-        f"== {method.name}: {len(examples):,} prompts a seed, about {tokens:,} tokens to read and at most "
-        f"{len(examples) * plan.config.max_new_tokens:,} to write"
-    ]
+    yield f"== {method.name}"
+    told = "answers without a model"
+    if asks_model(method):
+        tokens = sum(ctx.engine.count_tokens(messages) for messages in prompts) * len(examples) // len(sample)
+        told = (
+            f"{_count(len(examples), 'prompt')} a seed, about {tokens:,} tokens to read and at most "
+            f"{len(examples) * plan.config.max_new_tokens:,} to write"
+        )
+    yield from _wrapped("   asks", [told], width)
     training = method.training_plan(plan.dataset.train, plan.dataset.dev, ctx)
     if training is not None:
-        lines.append(
-            f"   trains on {training.rows:,} rows, about {training.tokens:,} tokens x {training.epochs} epochs, "
-            f"{training.texts_to_embed:,} texts to embed; smaller with {training.smaller}"
+        embedded = f", {len(training.texts):,} texts to embed" if training.texts else ""
+        told = (
+            f"{_count(training.rows, 'row')}, about {training.tokens:,} tokens x {_count(training.epochs, 'epoch')}"
+            f"{embedded}; smaller with {training.smaller}"
         )
-    return [*lines, f"   first prompt, example {sample[0].id}:", _readable(prompts[0])]
+        yield from _wrapped("   trains", [told], width)
+    yield f"   first prompt, example {sample[0].id}:"
+    yield _readable(prompts[0])
 
 
 def _context(plan: Plan) -> Context:

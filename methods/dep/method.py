@@ -84,7 +84,7 @@ class Dep(Method):
         review_vectors(examples, [self._recent(e) for e in examples], ctx.population, self.config, _spy(texts, ctx))
         smaller = "--train-limit, --set dep.epochs=1, --set dep.n_history=4, --set dep.max_peers=8, "
         smaller += "--set dep.weighting=uniform"
-        return TrainingPlan(len(examples), tokens, self.config.epochs, smaller, ctx.encoder.count(sorted(texts)))
+        return TrainingPlan(len(examples), tokens, self.config.epochs, smaller, ctx.encoder.missing(sorted(texts)))
 
     def fit(self, train_split: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:
         import torch
