@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
+from collections.abc import Sequence
+
+_SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Failures of disk or rights: the user's to mend, so one line says them. Any other OSError is a mistake of ours."""
 
 
-def main() -> None:
-    """Runs the command line; a user's mistake is one line and exit code 2."""
-    from bench.cli import app
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 for a user's mistake (one line says which), 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a character must not end a run of hours
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _fail("stopped; what is complete is kept, and the same command goes on from there", 130)
+    except BrokenPipeError:  # `| head` has read enough; a later flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"error: {where}{error.strerror}; mend that and give the same command again", 2)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from bench.cli import execute
     from bench.errors import UsageError
 
+    named = "python -m bench" if sys.argv[0].endswith("__main__.py") else "dep-bench"
     try:
-        app(prog_name="python -m bench" if sys.argv[0].endswith("__main__.py") else None)
+        return execute(arguments, named)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; complete batches are kept: the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        return _fail(f"error: {error}", 2)
+
+
+def _fail(line: str, code: int) -> int:
+    print(" ".join(line.split("\n")), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

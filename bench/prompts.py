@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.errors import UsageError
 from bench.method import Context
@@ -11,12 +12,14 @@ from bench.types import Document, Example, Field, FieldValue, Message, Task
 
 _SHORTEST = 8
 """Words that a shortened value keeps at least."""
+_WORD = re.compile(r"\s*\S{1,24}")
+"""What a text is cut by: words with the space before them. Scripts without spaces come in pieces of 24 characters."""
 
 
 def render_value(value: FieldValue) -> str:
     """A field's value as a person writes it: 4.0 stars are "4"."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     return "" if value is None else str(value)
 
 
@@ -49,8 +52,12 @@ def conversation(
 
 
 def _cut_words(text: str, words: int) -> str:
-    kept = text.split()
-    return text if len(kept) <= words else " ".join(kept[:words]) + " …"
+    pieces = _WORD.findall(text)
+    return text if len(pieces) <= words else "".join(pieces[:words]).strip() + " …"
+
+
+def _most_words(values: Iterable[object]) -> int:
+    return max([_SHORTEST] + [len(_WORD.findall(str(value))) for value in values])
 
 
 def _shorten(task: Task, thing: Document, words: int) -> Document:
@@ -104,15 +111,16 @@ def fit_prompt(build: Build, example: Example, documents: Sequence[Document], ct
     def fits(candidate: Fitted) -> bool:
         return candidate.tokens <= ctx.max_prompt_tokens
 
+    whole = fitted(example, documents)
+    if fits(whole):
+        return whole
     count = _largest(0, len(documents), lambda n: fits(fitted(example, documents[:n])))
-    if count or (count == 0 and not documents):
+    if count:
         return fitted(example, documents[:count])
     if count == 0:
         newest = documents[0]
-        longest = max([len(newest.text.split())] + [len(str(v).split()) for v in newest.fields.values()])
-        words = _largest(
-            _SHORTEST, max(_SHORTEST, longest), lambda n: fits(fitted(example, [_shorten(ctx.task, newest, n)]))
-        )
+        longest = _most_words([newest.text, *newest.fields.values()])
+        words = _largest(_SHORTEST, longest, lambda n: fits(fitted(example, [_shorten(ctx.task, newest, n)])))
         return fitted(example, [] if words is None else [_shorten(ctx.task, newest, words)])
     return _fit_target(fitted, fits, example, ctx)
 
@@ -127,8 +135,7 @@ def _fit_target(
         fields = {name: _cut_field(ctx.task, name, value, words) for name, value in example.fields.items()}
         return dataclasses.replace(example, fields=fields)
 
-    longest = max([_SHORTEST] + [len(str(v).split()) for v in example.fields.values()])
-    words = _largest(_SHORTEST, longest, lambda n: fits(fitted(shortened(n), [])))
+    words = _largest(_SHORTEST, _most_words(example.fields.values()), lambda n: fits(fitted(shortened(n), [])))
     if words is None:
         raise UsageError(
             f"example {example.id}: what is asked takes {fitted(shortened(_SHORTEST), []).tokens} tokens even without "

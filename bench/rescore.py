@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.config import build, parse_overrides
 from bench.errors import UsageError
-from bench.plan import DEFAULT_METRICS, RunConfig, applicable, dataset_of, make_metrics
+from bench.plan import DEFAULT_METRICS, RunConfig, applicable, check_parts, dataset_of, make_metrics
 from bench.runner import score_run
-from bench.store import StoredRun, find_runs
+from bench.store import Listing, StoredRun, find_runs
 
 if TYPE_CHECKING:
     from bench.data.split import Dataset
@@ -19,17 +19,38 @@ if TYPE_CHECKING:
 
 def rescore(root: Path, metrics: Sequence[str] | None, overrides: Sequence[str], force: bool) -> None:
     """Scores all complete runs under `root` with the metrics they lack (all of them if `force`)."""
-    runs = find_runs(root).runs
-    if not runs:
-        raise UsageError(f"no complete run under {root}")
-    made = make_metrics(metrics or DEFAULT_METRICS, parse_overrides(overrides))
-    for metric in made:
-        metric.preflight()
+    listing = find_runs(root)
+    for note in left_out(listing):
+        print(note, file=sys.stderr)
+    if not listing.runs:
+        raise UsageError(f"no complete run under {root}; make one with: python -m bench run --methods nonperso,rag")
+    if metrics is not None and not metrics:
+        raise UsageError("--metrics names none; leave it out for all, see: python -m bench list metrics")
+    names, assignments = metrics or DEFAULT_METRICS, parse_overrides(overrides)
+    check_parts(assignments, names)
+    made = make_metrics(names, assignments)
     datasets: dict[str, Dataset] = {}
-    for run in runs:
-        dataset = _dataset(run, datasets)
-        score_run(run, dataset, applicable(made, dataset, asked=metrics is not None), force)
-        print(f"scored {run.path}", file=sys.stderr)
+    # All checks come before the first score, so that a run on vanished data does not stop the work half way.
+    work = [(run, applicable(made, _dataset(run, datasets), asked=metrics is not None)) for run in listing.runs]
+    for metric in made:
+        if any(metric in wanted for _, wanted in work):
+            metric.preflight()
+    for run, wanted in work:
+        new = score_run(run, _dataset(run, datasets), wanted, force)
+        told = f"scored with {', '.join(new)}" if new else "has all these scores already (--force makes them anew)"
+        print(f"{run.path}: {told}", file=sys.stderr)
+
+
+def left_out(listing: Listing) -> list[str]:
+    """One line on every damaged run of a folder, and one on those that are not finished."""
+    notes = [f"left out: {problem}" for problem in listing.problems]
+    if listing.incomplete:
+        count, first = len(listing.incomplete), listing.incomplete[0]
+        what = "run is" if count == 1 else "runs are"
+        notes.append(
+            f"left out: {count} {what} not complete (first: {first}); the command that made it goes on with it"
+        )
+    return notes
 
 
 def _dataset(run: StoredRun, known: dict[str, Dataset]) -> Dataset:

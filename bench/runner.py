@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.engines.base import BatchResult
+from bench.errors import UsageError
 from bench.fits import Fit, Say, duration, fit_or_load
 from bench.keys import digest, text_digest
 from bench.meter import Meter, peak_rss
 from bench.method import Context, Method
-from bench.plan import LIMIT_SEED, Plan
+from bench.plan import LIMIT_SEED, Plan, asks_model
 from bench.provenance import provenance
 from bench.stages import StageCache
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 NO_ENGINE = {"name": "none"}
 """Identity of the engine of methods that ask no model."""
+_LEAST_PROMPT = 16
+"""Tokens below which no prompt can hold a task."""
 
 
 def say(line: str) -> None:
@@ -35,15 +38,21 @@ def say(line: str) -> None:
 
 def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     """Runs every method with every seed and scores it; returns the stored runs in that order."""
-    if plan.config.existing is not Existing.ONLY_CACHED and any(_asks_model(m) for m in plan.methods):
-        plan.engine.prepare()
-    for metric in plan.metrics:
-        metric.preflight()
+    only_cached = plan.config.existing is Existing.ONLY_CACHED
+    if any(asks_model(m) for m in plan.methods):
+        if not only_cached:
+            plan.engine.prepare()
+        _check_room(plan)
+    if not only_cached:
+        for metric in plan.metrics:
+            metric.preflight()
     runs = []
     for prototype in plan.methods:
         for seed in plan.config.seeds:
             method = type(prototype)(prototype.config)
             run = _MethodRun(plan, method, seed, report).finish()
+            if only_cached:
+                _check_scored(run, plan.metrics)
             score_run(run, plan.dataset, plan.metrics)
             runs.append(run)
             report(summary(run))
@@ -51,8 +60,24 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     return runs
 
 
-def _asks_model(method: Method) -> bool:
-    return bool(method.needs - {Capability.TRUTH})
+def _check_room(plan: Plan) -> None:
+    """A prompt needs at least as much room as its frame: told before weights load, not by the first example."""
+    context, answer = plan.engine.context_length, plan.config.max_new_tokens
+    if context - answer < _LEAST_PROMPT:
+        raise UsageError(
+            f"--max-new-tokens {answer} leaves no room for a prompt in the model's context of {context} tokens; "
+            f"give at most {max(1, context - _LEAST_PROMPT)}"
+        )
+
+
+def _check_scored(run: StoredRun, metrics: Sequence[Metric]) -> None:
+    from bench.scoring import missing_metrics
+
+    if missing := missing_metrics(run, metrics):
+        raise UsageError(
+            f"--existing only-cached: {run.path} has no score of {', '.join(m.name for m in missing)}; "
+            f"make it with: python -m bench score {run.path}"
+        )
 
 
 class _MethodRun:
@@ -67,7 +92,7 @@ class _MethodRun:
 
     def _prompt_budget(self) -> int:
         config = self.plan.config
-        if not _asks_model(self.method):
+        if not asks_model(self.method):
             return config.max_prompt_tokens
         return min(config.max_prompt_tokens, self.plan.engine.context_length - config.max_new_tokens)
 
@@ -78,12 +103,21 @@ class _MethodRun:
         return {
             "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": dataset.selection},
             "method": _method_key(self.method),
-            "engine": plan.engine.identity() if _asks_model(self.method) else NO_ENGINE,
+            "engine": plan.engine.identity() if asks_model(self.method) else NO_ENGINE,
+            "batching": self._batching(),
             "encoder": encoder.identity() if encoder else None,
             "sampling": asdict(plan.config.sampling),
             "prompt": {"max_prompt_tokens": self._prompt_budget()},
             "seed": self.seed,
         }
+
+    def _batching(self) -> dict[str, Any]:
+        """The engine's other settings: they shape batches, and with them the last bits of every logit."""
+        config = getattr(self.plan.engine, "config", None)
+        if config is None or not asks_model(self.method):
+            return {}
+        known = self.plan.engine.identity()
+        return {key: value for key, value in config.model_dump(mode="json").items() if key not in known}
 
     def _fit_key(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that can change a fit: the test examples cannot."""
@@ -139,7 +173,7 @@ class _MethodRun:
         def stage(requests: Sequence[Request], name: str) -> list[Generation]:
             return StageCache(folder / "stages", name).run(plan.engine, requests)
 
-        if _asks_model(self.method):
+        if asks_model(self.method):
             with self.meter.phase("load"):
                 plan.engine.load()
         return replace(ctx, stage_runner=stage)
@@ -164,7 +198,9 @@ class _MethodRun:
         done = folder.resume([[requests[i].example_id for i in batch] for batch in batches])
         left = [i for batch in batches[done:] for i in batch]
         self._announce([requests[i] for i in left], len(requests))
-        with tqdm(total=len(requests), initial=len(requests) - len(left), desc=self.method.name, unit="ex") as bar:
+        often = 0.1 if sys.stderr.isatty() else 30.0  # a log wants a line now and then
+        start = len(requests) - len(left)
+        with tqdm(total=len(requests), initial=start, desc=self.method.name, unit="ex", mininterval=often) as bar:
             for number, batch in enumerate(batches[done:], done):
                 self._run_batch(folder, number, [requests[i] for i in batch])
                 bar.update(len(batch))
@@ -235,14 +271,18 @@ def _method_key(method: Method) -> dict[str, Any]:
     return {"name": method.name, "version": method.version, "config": method.config.model_dump(mode="json")}
 
 
-def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force: bool = False) -> None:
-    """Scores a stored run with the metrics that are not yet in its scores (with all of them if `force`)."""
+def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force: bool = False) -> list[str]:
+    """Scores a stored run with the metrics that are not yet in its scores (with all of them if `force`).
+
+    Returns the names of the metrics that were computed.
+    """
     from bench.scoring import join, missing_metrics, score, write_scores
 
     wanted = list(metrics) if force else missing_metrics(run, metrics)
     if wanted:
         inputs = join(run.records, dataset.test, dataset.truth)
         write_scores(run, score(inputs, wanted, progress=sys.stderr.isatty()))
+    return [metric.name for metric in wanted]
 
 
 def summary(run: StoredRun) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,13 +39,15 @@ class StageCache:
         if any(request.soft or request.adapter for request in requests):
             raise UsageError("intermediate stages take text requests; soft vectors and adapters belong to the last one")
         keys = [request_key(request) for request in requests]
+        distinct = dict(zip(keys, requests, strict=True))  # asked twice: the same answer, whatever the batches
+        names, asked = list(distinct), list(distinct.values())
         fresh: set[str] = set()
-        for batch in engine.plan(requests):
-            if all(keys[i] in self.answers for i in batch):
+        for batch in engine.plan(asked):
+            if all(names[i] in self.answers for i in batch):
                 continue
-            result = engine.run([requests[i] for i in batch])
-            self._append([keys[i] for i in batch], result.generations)
-            fresh.update(keys[i] for i in batch)
+            result = engine.run([asked[i] for i in batch])
+            self._append([names[i] for i in batch], result.generations)
+            fresh.update(names[i] for i in batch)
         return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]
 
     def _append(self, keys: Sequence[str], generations: Sequence[Generation]) -> None:
@@ -53,8 +56,9 @@ class StageCache:
             self.answers[key] = generation
             rows.append({"request": key, "generation": asdict(generation)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            # A line that a kill cut short would swallow the next one.
-            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                file.write(b"\n")
+        with self.path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a line that a kill cut short would swallow the next one
+                    file.write(b"\n")
             file.write(json_lines(rows))

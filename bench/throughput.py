@@ -66,6 +66,12 @@ def measure(
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise UsageError("--batch-sizes takes whole numbers from 1 up, such as 1,4,8")
+    if min(prompt_tokens, new_tokens, requests) < 1:
+        raise UsageError("--prompt-tokens, --new-tokens and --requests take whole numbers from 1 up")
+    if requests < max(batch_sizes):
+        raise UsageError(
+            f"--requests {requests} cannot fill a batch of {max(batch_sizes)}; raise it or leave out larger sizes"
+        )
     parts = parse_overrides(overrides)
     if unknown := [part for part in parts if part != engine_name]:
         raise UnknownName("part of this measurement in --set", unknown[0], [engine_name])

@@ -1,4 +1,4 @@
-"""Small stand-ins that need no download: a tokenizer of bytes, a model with random weights, a world of a dozen users."""
+"""Stand-ins that need no download: a tokenizer of bytes, a model with random weights, a world of a dozen users."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def tiny_tokenizer() -> Any:
     return tokenizer
 
 
-def tiny_model(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+def tiny_model(folder: Path, family: str = "llama", seed: int = 0, **config: Any) -> Path:
     """A language model with random weights, two layers of width 32, saved to `folder`.
 
-    `family` is a transformers model type: llama, qwen2, gemma2 and the like.
+    `family` is a transformers model type: llama, qwen2, gemma2 and the like. `config` holds further values of its
+    config: initializer_range=0.3 makes what it writes depend on what it reads.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -57,7 +58,7 @@ def tiny_model(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **config}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

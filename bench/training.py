@@ -6,6 +6,7 @@ cross entropy is averaged over the target tokens of an optimizer step, the auxil
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from pydantic import Field
 from bench.config import Config
 from bench.engines.base import LanguageModel
 from bench.engines.batching import by_budget
-from bench.engines.chat import Prompt, encode, end_of_turn
+from bench.engines.chat import Prompt, disarm, encode, end_of_turn
+from bench.errors import UsageError
 from bench.method import Context
 from bench.types import Example, LabeledSplit, Message
 
@@ -75,7 +77,7 @@ class Trainable(Protocol):
     def soft(self, rows: Sequence[Row], training: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(vectors, auxiliary loss) of rows.
 
-        Vectors: float (slots of all rows in order, hidden size), or None without slots. The auxiliary loss is
+        Vectors: float (soft positions of all rows in order, hidden size), or None without. The auxiliary loss is
         summed over the rows, or None.
         """
         ...
@@ -87,12 +89,13 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave. Losses are in nats a target token."""
+    """What one epoch gave. Losses are in nats a target token, the auxiliary one in the Trainable's unit a row."""
 
     number: int
     train_loss: float
     train_auxiliary: float
     dev_loss: float
+    """NaN without dev rows."""
 
 
 @dataclass
@@ -110,7 +113,15 @@ class TrainingLog:
     best_epoch: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; a loss that is no finite number is None, as JSON has no word for it."""
+        plain = asdict(self)
+        plain["steps"] = [_finite(loss) for loss in self.steps]
+        plain["epochs"] = [{key: _finite(value) for key, value in epoch.items()} for epoch in plain["epochs"]]
+        return plain
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def latest_targets(split: LabeledSplit, per_user: int, most: int | None = None) -> list[Example]:
@@ -160,7 +171,7 @@ def planned_tokens(
 
 def target_ids(lm: LanguageModel, text: str, most: int) -> tuple[int, ...]:
     """Ids of a target text, closed by the token that ends a turn."""
-    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"][: most - 1]
+    ids = lm.tokenizer(disarm(text, lm.tokenizer), add_special_tokens=False)["input_ids"][: most - 1]
     return (*ids, end_of_turn(lm.tokenizer))
 
 
@@ -198,9 +209,11 @@ def batch_loss(lm: LanguageModel, rows: Sequence[Row], vectors: torch.Tensor | N
         start = len(row.prompt.ids)
         ids[i, : row.length] = torch.tensor(row.prompt.ids + row.target)
         predicts[i, start - 1 : row.length - 1] = True
-        for _, position in row.prompt.slots:
-            slots[i, position] = True
+        slots[i, list(row.prompt.positions)] = True
     embedded = lm.model.get_input_embeddings()(ids.to(lm.device))
+    given = 0 if vectors is None else len(vectors)
+    if given != int(slots.sum()):
+        raise ValueError(f"{given} vectors for {int(slots.sum())} soft positions")
     if vectors is not None:
         embedded = embedded.masked_scatter(slots.unsqueeze(-1).to(lm.device), vectors.to(embedded.dtype))
     with logits_at(lm.model, predicts.to(lm.device)):
@@ -217,11 +230,15 @@ def evaluate_loss(lm: LanguageModel, rows: Sequence[Row], trainable: Trainable, 
 
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch in _micro_batches(rows, config.batch_tokens):
+        for batch in _micro_batches(rows, _budget(lm, config)):
             vectors, _ = trainable.soft(batch, training=False)
             loss, tokens = batch_loss(lm, batch, vectors)
             total, count = total + float(loss), count + tokens
     return total / count if count else float("nan")
+
+
+def _budget(lm: LanguageModel, config: TrainingConfig) -> int:
+    return config.batch_tokens or (2048 if lm.device.type == "cpu" else 16_384)
 
 
 def _micro_batches(rows: Sequence[Row], batch_tokens: int) -> list[list[Row]]:
@@ -247,10 +264,16 @@ def train(
     seed: int,
     progress: str = "fit",
 ) -> TrainingLog:
-    """Trains on `rows`, keeps the state of the epoch with the lowest loss on `dev_rows` (the last without dev rows)."""
+    """Trains on `rows`, keeps the state of the epoch with the lowest loss on `dev_rows` (the last without dev rows).
+
+    A pure function of its arguments, up to what the Trainable itself draws. Raises UsageError without rows, or if
+    the loss stops being a number.
+    """
     import torch
     from tqdm import tqdm
 
+    if not rows:
+        raise UsageError(f"{progress}: there is no training row; raise --train-limit or choose another dataset")
     parameters = trainable.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
     shuffler = random.Random(seed)
@@ -263,19 +286,24 @@ def train(
         for number in range(1, config.epochs + 1):
             order = list(rows)
             shuffler.shuffle(order)
-            sums = [0.0, 0.0]
+            total, auxiliary_total, targets = 0.0, 0.0, 0
             for first in range(0, len(order), config.batch_size):
                 step_rows = order[first : first + config.batch_size]
                 for group in optimizer.param_groups:
                     group["lr"] = config.lr * _schedule(len(log.steps), steps, config.warmup)
-                loss, auxiliary = _step(lm, step_rows, trainable, optimizer, config, bar)
-                log.steps.append(loss)
+                loss, auxiliary, tokens = _step(lm, step_rows, trainable, optimizer, config, bar)
+                if not math.isfinite(loss + auxiliary):
+                    raise UsageError(
+                        f"{progress}: the loss at step {len(log.steps) + 1} of {steps} is {loss + auxiliary}; "
+                        f"lower the learning rate (lr = {config.lr})"
+                    )
+                log.steps.append(loss / tokens)
                 log.tokens += sum(row.length for row in step_rows)
-                sums = [sums[0] + loss * len(step_rows), sums[1] + auxiliary * len(step_rows)]
+                total, auxiliary_total, targets = total + loss, auxiliary_total + auxiliary, targets + tokens
             dev_loss = evaluate_loss(lm, dev_rows, trainable, config)
-            log.epochs.append(Epoch(number, sums[0] / len(order), sums[1] / len(order), dev_loss))
+            log.epochs.append(Epoch(number, total / targets, auxiliary_total / len(order), dev_loss))
             bar.set_postfix(dev_loss=f"{dev_loss:.3f}")
-            if best is None or not dev_rows or dev_loss < best[0]:
+            if best is None or not dev_rows or dev_loss < best[0] or math.isnan(best[0]):
                 best = (dev_loss, {k: v.detach().clone() for k, v in trainable.state().items()})
                 log.best_epoch = number
     if best is not None:
@@ -291,14 +319,14 @@ def _step(
     optimizer: torch.optim.Optimizer,
     config: TrainingConfig,
     bar: Any,
-) -> tuple[float, float]:
-    """One optimizer step over `rows`. Returns mean cross entropy a target token and mean auxiliary loss a row."""
+) -> tuple[float, float, int]:
+    """One optimizer step over `rows`. Returns summed cross entropy, summed auxiliary loss and target tokens."""
     import torch
 
     tokens = sum(len(row.target) for row in rows)
     total, auxiliary_total = 0.0, 0.0
     optimizer.zero_grad(set_to_none=True)
-    for batch in _micro_batches(rows, config.batch_tokens):
+    for batch in _micro_batches(rows, _budget(lm, config)):
         vectors, auxiliary = trainable.soft(batch, training=True)
         loss, _ = batch_loss(lm, batch, vectors)
         objective = loss / tokens
@@ -311,4 +339,4 @@ def _step(
         bar.update(len(batch))
     torch.nn.utils.clip_grad_norm_(trainable.parameters(), config.max_grad_norm)
     optimizer.step()
-    return total / tokens, auxiliary_total / len(rows)
+    return total, auxiliary_total, tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from bench.errors import UsageError
+from bench.files import pretty_json
 from bench.keys import request_seed
 from bench.method import Context, Method, TrainingPlan
 from bench.prompts import conversation, fit_prompt
@@ -88,7 +91,9 @@ class Lora(Method):
         seed = request_seed(ctx.seed, "lora", "fit")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = get_peft_model(lm.model, self._peft_config)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft calls
+                model = get_peft_model(lm.model, self._peft_config)
             try:
                 learner = _Adapter(model)
                 self.log = train(lm, train_rows, dev_rows, learner, config, seed, "fit lora")
@@ -116,6 +121,13 @@ class Lora(Method):
         self._peft_config.base_model_name_or_path = None
         self._peft_config.inference_mode = True
         self._peft_config.save_pretrained(str(folder))
+        # peft keeps sets of names, whose order changes from process to process.
+        path = folder / "adapter_config.json"
+        about = json.loads(path.read_text())
+        for key, value in vars(self._peft_config).items():
+            if isinstance(value, set):
+                about[key] = sorted(value)
+        path.write_text(pretty_json(about))
 
     def load(self, folder: Path, ctx: Context) -> None:
         self._folder = folder

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from bench.config import Config
 from bench.method import Context, Method
 from bench.prompts import conversation, fit_prompt
@@ -14,7 +16,7 @@ from bench.types import Document, Example, Message, Request
 class RagConfig(Config):
     """Knobs of rag."""
 
-    k: int = 8
+    k: int = Field(default=8, ge=0)
     """Past documents shown."""
     retriever: Retriever = "bm25"
     """bm25 (target's title and item description against those of past documents), dense, recency or random."""

@@ -14,7 +14,6 @@ import pytest
 
 from bench.data.spec import load_spec
 from bench.data.split import Dataset, describe, prepare
-from bench.errors import DataError
 
 FOLDER = os.environ.get("DEP_BENCH_IMDB")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="DEP_BENCH_IMDB names no folder of movie reviews")

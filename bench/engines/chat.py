@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ class Prompt:
     ids: tuple[int, ...]
     slots: tuple[tuple[str, int], ...]
     """(name, first position) of each soft slot, in prompt order."""
+    positions: tuple[int, ...] = ()
+    """Every position that a vector fills, in prompt order."""
 
 
 def check_template(tokenizer: Any, model: str) -> None:
@@ -32,17 +35,25 @@ def check_template(tokenizer: Any, model: str) -> None:
         )
 
 
-def _disarm(text: str, tokenizer: Any) -> str:
-    """Keeps a text from being read as control tokens: "<s>" in a review is two brackets, not a start of sequence."""
-    for token in _special_tokens(tokenizer):
-        if token in text:
-            text = text.replace(token, token[0] + " " + token[1:])
+def disarm(text: str, tokenizer: Any) -> str:
+    """Keeps a text from being read as control tokens: "<s>" in a review is two brackets, not a start of sequence.
+
+    A space after its first character takes a token's meaning away.
+    """
+    pattern = _special_tokens(tokenizer)
+    for _ in range(3):  # a token may stand within another one
+        text, found = pattern.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        if not found:
+            break
     return text
 
 
-def _special_tokens(tokenizer: Any) -> list[str]:
-    added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special and len(str(t)) > 1]
-    return sorted(set(added) | {t for t in tokenizer.all_special_tokens if len(t) > 1})
+@functools.lru_cache(maxsize=4)
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Matches each control token. Remembered, as some vocabularies hold thousands of them."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted((t for t in added | set(tokenizer.all_special_tokens) if len(t) > 1), key=lambda t: (-len(t), t))
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
 
 def _template(tokenizer: Any, turns: list[dict[str, str]], generate: bool) -> str:
@@ -50,9 +61,13 @@ def _template(tokenizer: Any, turns: list[dict[str, str]], generate: bool) -> st
 
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate))
-    except TemplateError:
-        if turns[0]["role"] != "system" or len(turns) < 2:
-            raise
+    except (TemplateError, TypeError) as error:
+        if not turns or turns[0]["role"] != "system" or len(turns) < 2:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(
+                f"the model's chat template cannot render {len(turns)} turns: {reason}; correct chat_template.jinja "
+                "in the model's folder, or choose another model"
+            ) from error
         # Some templates know no system role: its text then opens the first turn.
         first = {"role": turns[1]["role"], "content": turns[0]["content"] + "\n\n" + turns[1]["content"]}
         return _template(tokenizer, [first, *turns[2:]], generate)
@@ -60,7 +75,7 @@ def _template(tokenizer: Any, turns: list[dict[str, str]], generate: bool) -> st
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     """The prompt as one text, up to where the model's answer starts, slot placeholders still in it."""
-    turns = [{"role": m.role, "content": _disarm(m.content, tokenizer)} for m in messages]
+    turns = [{"role": m.role, "content": disarm(m.content, tokenizer)} for m in messages]
     return _template(tokenizer, turns, generate=True)
 
 
@@ -72,6 +87,7 @@ def encode(tokenizer: Any, messages: Sequence[Message], soft_lengths: Mapping[st
     """
     ids: list[int] = []
     slots: list[tuple[str, int]] = []
+    positions: list[int] = []
     filler = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     pieces = _SLOT.split(render(tokenizer, messages))
     for index, piece in enumerate(pieces):
@@ -82,8 +98,9 @@ def encode(tokenizer: Any, messages: Sequence[Message], soft_lengths: Mapping[st
         if piece not in soft_lengths:
             raise UsageError(f"the prompt names soft slot {piece!r}, but no vectors came with the request")
         slots.append((piece, len(ids)))
+        positions += range(len(ids), len(ids) + soft_lengths[piece])
         ids += [filler] * soft_lengths[piece]
-    return Prompt(tuple(ids), tuple(slots))
+    return Prompt(tuple(ids), tuple(slots), tuple(positions))
 
 
 def count(tokenizer: Any, messages: Sequence[Message]) -> int:
@@ -94,8 +111,17 @@ def count(tokenizer: Any, messages: Sequence[Message]) -> int:
 
 
 def end_of_turn(tokenizer: Any) -> int:
-    """The id that closes an assistant's turn: what the template writes after the answer, else the end of sequence."""
+    """The id that closes an assistant's turn: the first control token after the answer, else the end of sequence.
+
+    White space or words that a template writes there end nothing: an answer may hold them. Raises UsageError for a
+    tokenizer that knows neither.
+    """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _SENTINEL}]
     after = _template(tokenizer, turns, generate=False).partition(_SENTINEL)[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after.strip() else []
-    return int(ids[0] if ids else tokenizer.eos_token_id)
+    control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control |= set(tokenizer.all_special_ids)
+    end = next((i for i in ids if i in control), tokenizer.eos_token_id)
+    if end is None:
+        raise UsageError("the model's tokenizer names no token that ends a text: set eos_token in its folder")
+    return int(end)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from bench.config import Config
 from bench.engines.base import BatchResult, Engine
 from bench.engines.batching import grouped
@@ -17,9 +19,9 @@ from bench.types import Capability, Generation, Message, Request
 class FakeConfig(Config):
     """Knobs of the fake engine."""
 
-    max_batch: int = 16
+    max_batch: int = Field(default=16, ge=1)
     """Most requests in a batch."""
-    context_length: int = 8192
+    context_length: int = Field(default=8192, ge=1)
     """Tokens the pretended model takes."""
 
 
@@ -60,5 +62,6 @@ class FakeEngine(Engine):
         words = " ".join(message.content for message in request.messages).split()
         stream = random.Random(digest([request.seed, words]))
         count = stream.randint(1, max(1, min(40, request.sampling.max_new_tokens)))
-        text = " ".join(stream.choice(words) for _ in range(count))
+        count = max(count, request.sampling.min_new_tokens)
+        text = " ".join(stream.choice(words or ["nothing"]) for _ in range(count))
         return Generation(text, self.count_tokens(request.messages), count, "stop")

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from bench import weights
 from bench.config import Config
 from bench.engines import chat
@@ -33,9 +35,9 @@ class HFConfig(Config):
     """Where the model runs; auto takes CUDA if there is any."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """auto takes bfloat16 where the hardware multiplies in it."""
-    max_batch: int = 0
+    max_batch: int = Field(default=0, ge=0)
     """Most rows in a batch; 0 chooses 16 on a CPU, 64 on an accelerator."""
-    batch_tokens: int = 0
+    batch_tokens: int = Field(default=0, ge=0)
     """Most tokens in a batch, padding and room for the answer included; 0 chooses 24,576 or 262,144."""
 
 
@@ -129,7 +131,7 @@ class HFEngine(Engine):
 
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the tokenizers library raises bare exceptions
                 raise UsageError(
                     f"model {self.source.name!r}: its tokenizer cannot be loaded: {_line(error)}"
                 ) from error
@@ -141,35 +143,64 @@ class HFEngine(Engine):
     def context_length(self) -> int:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
-        config = config.get_text_config()
+        try:
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"model {self.source.name!r}: its config.json cannot be used: {_line(error)}") from error
         return int(getattr(config, "max_position_embeddings", None) or 4096)
 
     def load(self) -> None:
         if self._model is not None:
             return
-        import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
-        from transformers.utils import logging
+        from transformers import GenerationConfig
 
-        logging.disable_progress_bar()
         tokenizer = self.tokenizer
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            raise UsageError(f"model {self.source.name!r} cannot be loaded: {_line(error)}") from error
-        model.to(self.device).eval().requires_grad_(False)
+        model = self._read_weights().to(self.device).eval().requires_grad_(False)
         # A checkpoint's own decoding habits (top-k 20, repetition penalty) would change every method's outputs
         # silently: only its end tokens are kept.
         ends = model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         ends |= {chat.end_of_turn(tokenizer)}
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
+        pad = tokenizer.pad_token_id
+        if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
+            pad = min(ends)  # any id that has an embedding will do: padding is never attended to
         model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=pad, do_sample=False)
         self._model = model
         self._speed = self._warm_up()
+
+    def _read_weights(self) -> Any:
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what is wrong is said below, in one line
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=getattr(torch, self.dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and _out_of_memory(error):
+                raise UsageError(
+                    f"model {self.source.name!r} does not fit into memory; choose a smaller one with --model"
+                ) from error
+            raise UsageError(f"model {self.source.name!r} cannot be loaded: {_line(error)}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+        # transformers fills with random numbers what a checkpoint lacks or has in another shape, and goes on.
+        if absent := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
+            raise UsageError(
+                f"model {self.source.name!r} cannot be loaded: {len(absent)} weights that its config.json asks for are "
+                f"missing or of another shape, first {absent[0]}; copy or download the folder again"
+            )
+        return model
 
     def close(self) -> None:
         self._model = None
@@ -190,12 +221,15 @@ class HFEngine(Engine):
 
     def _warm_up(self) -> Speed:
         """First kernels are slow (compilation, allocation), so they run before any clock; then two short timings."""
-        ids = self.tokenizer("The sound is clear and the price is fair. " * 64)["input_ids"][:256]
-        rows = 4
-        self._generate_ids([ids[:16]] * rows, new_tokens=2)
-        _, first, _ = self._generate_ids([ids] * rows, new_tokens=1)
-        _, prefill, decode = self._generate_ids([ids] * rows, new_tokens=9)
-        return Speed(rows * len(ids) / min(first, prefill), rows * 8 / max(decode, 1e-9))
+        text = "The sound is clear and the price is fair. " * 64
+        ids = self.tokenizer(text)["input_ids"][: max(1, min(256, self.context_length - 9))]
+        few, many = 4, self._limits()[0]
+        self._generate_ids([ids[:16]] * few, new_tokens=2)
+        _, first, _ = self._generate_ids([ids] * few, new_tokens=1)
+        _, second, _ = self._generate_ids([ids] * few, new_tokens=1)
+        # Writing is read off a batch of the usual size: a step costs nearly the same however many rows share it.
+        _, _, decode = self._generate_ids([ids[:64]] * many, new_tokens=9)
+        return Speed(few * len(ids) / min(first, second), many * 8 / max(decode, 1e-9))
 
     def _generate_ids(self, rows: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float, float]:
         prompts = [chat.Prompt(tuple(ids), ()) for ids in rows]
@@ -224,10 +258,14 @@ class HFEngine(Engine):
         lengths = {name: int(matrix.shape[0]) for name, matrix in request.soft.items()}
         return chat.encode(self.tokenizer, request.messages, lengths)
 
-    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+    def _limits(self) -> tuple[int, int]:
+        """Most rows and most tokens of a batch."""
         accelerated = self.device != "cpu"
         rows = self.config.max_batch or (64 if accelerated else 16)
-        tokens = self.config.batch_tokens or (262_144 if accelerated else 24_576)
+        return rows, self.config.batch_tokens or (262_144 if accelerated else 24_576)
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        rows, tokens = self._limits()
         lengths = [len(self.encode(r).ids) + r.sampling.max_new_tokens for r in requests]
         groups = [(r.adapter or "", r.sampling) for r in requests]
         return grouped(lengths, groups, [r.example_id for r in requests], rows, tokens)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import torch
 from transformers import LogitsProcessor
-
-if TYPE_CHECKING:
-    import torch
 
 _SHORTLIST = 1024
 """Tokens looked at first: their mass nearly always exceeds top-p, which saves sorting the whole vocabulary."""
@@ -31,37 +28,54 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
 
 
 def gumbel(seeds: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise for `tokens` (rows, k): a pure function of row seed (rows,), step and token id, on any device."""
-    stream = seeds + _signed(step * _GOLDEN & ((1 << 64) - 1))
-    state = _mix(_mix(stream)[:, None] + tokens * _GOLDEN)
-    uniform = (((state >> 40) & ((1 << 24) - 1)).float() + 0.5) / (1 << 24)
-    return -(-uniform.log()).log()
+    """Gumbel noise for `tokens` (rows, k): a pure function of row seed (rows,), step and token id, on any device.
+
+    Forty random bits are spent near zero, where the large values come from that let an improbable token win.
+    """
+    # Counted from one: zero is a fixed point of the mixer.
+    stream = seeds + _signed((step + 1) * _GOLDEN & ((1 << 64) - 1))
+    state = _mix(_mix(stream)[:, None] + (tokens + 1) * _GOLDEN)
+    uniform = (((state >> 24) & ((1 << 40) - 1)).float() + 0.5) / (1 << 40)
+    # Float32 rounds the topmost values to one, which would be infinite noise.
+    return -(-torch.log1p(-uniform.clamp(max=1 - 2**-24))).log()
 
 
 def draw(logits: torch.Tensor, temperature: float, top_p: float, seeds: torch.Tensor, step: int) -> torch.Tensor:
     """One token id a row of `logits` (rows, vocabulary), by nucleus sampling (Holtzman et al. 2020).
 
     The largest log-probability plus Gumbel noise wins, which draws from the distribution exactly; and as the noise
-    belongs to the token, logits that differ by rounding nearly always give the same token. Returns int64 (rows,).
+    belongs to the token, logits that differ by rounding nearly always give the same token. Of equally probable
+    tokens the lower ids enter the nucleus first. Returns int64 (rows,).
     """
-    scaled = logits.float() / temperature
-    probabilities = scaled.softmax(-1)
+    logs = (logits.float() / temperature).log_softmax(-1)
     width = min(_SHORTLIST, logits.shape[-1])
-    values, tokens = probabilities.topk(width, dim=-1)
-    chosen = _winner(values, tokens, top_p, seeds, step)
+    if top_p >= 1:
+        everything = torch.arange(logits.shape[-1], device=logits.device).expand(logits.shape)
+        return _winner(logs, everything, seeds, step)
+    tokens = logs.topk(width, dim=-1).indices.sort(dim=-1).values
+    values, order = logs.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+    mass = values.exp().cumsum(-1)
+    chosen = _winner(_nucleus(values, mass, top_p), tokens.gather(-1, order), seeds, step)
     if width < logits.shape[-1]:
-        for row in (values.sum(-1) < top_p).nonzero().flatten().tolist():
-            one = slice(row, row + 1)
-            everything, order = probabilities[one].sort(dim=-1, descending=True)
-            chosen[one] = _winner(everything, order, top_p, seeds[one], step)
+        # Tokens that tie with the shortlist's last one may have been left out of it, so the mass above them counts.
+        above = mass.masked_fill(values == values[:, -1:], 0.0).amax(-1)
+        flat = (above < top_p).nonzero().flatten()
+        if len(flat):
+            values, order = logs[flat].sort(dim=-1, descending=True, stable=True)
+            chosen[flat] = _winner(_nucleus(values, values.exp().cumsum(-1), top_p), order, seeds[flat], step)
     return chosen
 
 
-def _winner(values: torch.Tensor, tokens: torch.Tensor, top_p: float, seeds: torch.Tensor, step: int) -> torch.Tensor:
-    # A token belongs to the nucleus if the mass before it is below top_p: the first always does.
-    outside = (values.cumsum(-1) - values) >= top_p
-    scores = (values.log() + gumbel(seeds, step, tokens)).masked_fill(outside, -float("inf"))
-    return tokens.gather(-1, scores.argmax(-1, keepdim=True))[:, 0]
+def _nucleus(logs: torch.Tensor, mass: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Log-probabilities in falling order, those outside the nucleus at minus infinity."""
+    before = mass.roll(1, -1)
+    before[:, 0] = -1.0  # the first always belongs
+    return logs.masked_fill(before >= top_p, -float("inf"))
+
+
+def _winner(logs: torch.Tensor, tokens: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+    best = (logs + gumbel(seeds, step, tokens)).argmax(-1, keepdim=True)
+    return tokens.gather(-1, best)[:, 0]
 
 
 class PerRequestSampler(LogitsProcessor):  # type: ignore[misc]
@@ -71,21 +85,18 @@ class PerRequestSampler(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, top_p: float) -> None:
-        self.seeds = list(seeds)
+        self.seeds = torch.tensor(seeds, dtype=torch.int64)
         self.temperature, self.top_p = temperature, top_p
         self.step = 0
         self.first_logits_at: float | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        import torch
-
         if self.first_logits_at is None:
             if scores.is_cuda:
                 torch.cuda.synchronize()
             self.first_logits_at = time.perf_counter()
         if self.temperature == 0:
             return scores
-        seeds = torch.tensor(self.seeds, dtype=torch.int64, device=scores.device)
-        tokens = draw(scores, self.temperature, self.top_p, seeds, self.step)
+        tokens = draw(scores, self.temperature, self.top_p, self.seeds.to(scores.device), self.step)
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,11 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+_ZERO = np.float32(1e-6)
+"""Distances between mean vectors below this are rounding; also the smallest that inverse weighting divides by."""
+_BLOCK = 1 << 20
+"""Numbers held at once for distances: there are many more pairs than reviews."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ def _collect(
     mean_numbers = _Interner()
     needs_means = config.weighting != "uniform"
 
-    def mean_of(key: Hashable, documents: Callable[[], Sequence[Document]]) -> int:
+    def mean_of(key: Hashable, documents: Sequence[Document]) -> int:
         if key not in mean_numbers.numbers:
-            pairs.means.append([pairs.texts(d.text) for d in documents()] if needs_means else [])
+            pairs.means.append([pairs.texts(d.text) for d in documents])
         return mean_numbers(key)
 
     for example, documents in zip(examples, chosen, strict=True):
@@ -83,13 +87,14 @@ def _collect(
         for document in documents:
             review = len(pairs.own)
             pairs.own.append(pairs.texts(document.text))
-            pairs.user_mean.append(mean_of(("user", example.id), partial(tuple, example.history)))
+            pairs.user_mean.append(mean_of(("user", example.id), example.history if needs_means else ()))
             peers = population.peers(document, example.user_id, before)
             for peer in peers[-config.max_peers :] if config.max_peers else peers:
                 pairs.review.append(review)
                 pairs.peer_text.append(pairs.texts(peer.text))
-                history = partial(population.history, peer.user_id, before)
-                pairs.peer_mean.append(mean_of(("peer", peer.user_id, before), history))
+                # Moments that see equally many of a peer's documents see the same ones, so they share a mean.
+                seen = population.history(peer.user_id, before) if needs_means else ()
+                pairs.peer_mean.append(mean_of(("peer", peer.user_id, len(seen)), seen))
     return pairs
 
 
@@ -102,19 +107,19 @@ def segment_weights(distances: Floats, segments: Ints, count: int, weighting: We
     if weighting == "softmax":
         top = np.full(count, -np.inf, np.float32)
         np.maximum.at(top, segments, distances)
-        raw = np.exp((distances - top[segments]) / np.float32(tau))
+        raw: Floats = np.exp((distances - top[segments]) / np.float32(tau))
     elif weighting == "linear":
         raw = distances.astype(np.float32)
     elif weighting == "inverse":
-        raw = 1.0 / np.maximum(distances, np.float32(1e-6))
+        raw = np.reciprocal(np.maximum(distances, _ZERO))
     else:
         raw = np.ones(len(segments), np.float32)
     totals = np.bincount(segments, raw, count)
     sizes = np.bincount(segments, minlength=count)
     flat = totals[segments] <= 0
-    weights = np.divide(raw, totals[segments], out=np.zeros(len(raw), np.float64), where=~flat)
+    weights: Floats = np.divide(raw, totals[segments], out=np.zeros(len(raw)), where=~flat).astype(np.float32)
     weights[flat] = 1.0 / sizes[segments][flat]
-    return weights.astype(np.float32)
+    return weights
 
 
 def _averages(means: Sequence[Sequence[int]], texts: int) -> csr_array:
@@ -150,18 +155,28 @@ def review_vectors(
 
 
 def _distances(pairs: _Pairs, vectors: Floats) -> Floats:
-    """||m(u) - m(r)|| of each pair; ones where no mean is needed."""
+    """||m(u) - m(r)|| of each pair; ones where no mean is needed.
+
+    What is left between equal means by rounding counts as zero: linear weights would be made of it.
+    """
     if not any(pairs.means):
         return np.ones(len(pairs.review), np.float32)
     means = _averages(pairs.means, len(vectors)) @ vectors
     users = np.asarray(pairs.user_mean, np.int64)[np.asarray(pairs.review, np.int64)]
-    gaps: Floats = means[users] - means[np.asarray(pairs.peer_mean, np.int64)]
-    return np.linalg.norm(gaps, axis=1).astype(np.float32)
+    peers = np.asarray(pairs.peer_mean, np.int64)
+    distances = np.empty(len(users), np.float32)
+    rows = max(1, _BLOCK // vectors.shape[1])
+    for start in range(0, len(users), rows):
+        block = slice(start, start + rows)
+        distances[block] = np.linalg.norm(means[users[block]] - means[peers[block]], axis=1)
+    distances[distances < _ZERO] = 0
+    return distances
 
 
 def _weighted(weights: Floats, segments: Ints, peer_text: Ints, vectors: Floats, count: int) -> Floats:
-    from scipy.sparse import coo_array
+    """Weighted sums of peers' vectors (count, d), each in its peers' order: the same bits in whatever company."""
+    from scipy.sparse import csr_array
 
-    matrix = coo_array((weights, (segments, peer_text)), shape=(count, len(vectors))).tocsr()
-    product: Floats = matrix @ vectors
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(segments, minlength=count))])
+    product: Floats = csr_array((weights, peer_text, bounds), shape=(count, len(vectors))) @ vectors
     return product
