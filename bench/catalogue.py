@@ -74,7 +74,7 @@ def _datasets() -> list[dict[str, Any]]:
         try:
             found.append(spec_summary(path))
         except UsageError as error:
-            found.append({"name": name, "summary": f"broken: {error}"})
+            found.append({"name": name, "about": f"broken: {error}"})
     return found
 
 

