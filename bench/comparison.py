@@ -121,14 +121,14 @@ def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
 
 
 def _settings(run: StoredRun) -> Flat:
-    """What belongs to the method: its version, config and encoder."""
+    """What tells rows of one method apart: its version, config and encoder, and how requests were batched."""
     method = run.description["method"]
-    encoder = run.description.get("encoder")
+    parts = {name: run.description.get(name) for name in ("encoder", "batching")}
     return flatten(
         {
             "config": method.get("config") or {},
             "version": method.get("version"),
-            **({"encoder": encoder} if encoder else {}),
+            **{name: part for name, part in parts.items() if part},
         }
     )
 

@@ -348,13 +348,17 @@ class HFEngine(Engine):
         """Leaves the model with exactly this adapter, or bare."""
         if folder == self._adapter:
             return
+        import warnings
+
         from peft import PeftModel
 
         if self._adapter is not None:
             self._model = self._model.unload()
             self._adapter = None
         if folder is not None:
-            self._model = PeftModel.from_pretrained(self.model, folder, is_trainable=False).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft calls
+                self._model = PeftModel.from_pretrained(self.model, folder, is_trainable=False).eval()
             self._adapter = folder
 
 
