@@ -85,14 +85,31 @@ def _fit_seconds(entry: Entry) -> float | None:
 
 
 def _peak(entry: Entry) -> float | None:
-    return max((run.totals["peak_memory"] for run in entry.runs if run.totals.get("peak_memory")), default=None)
+    """The highest mark of generating and of fitting."""
+    costs = [run.totals for run in entry.runs] + [run.manifest.get("fit") or {} for run in entry.runs]
+    return max((cost["peak_memory"] for cost in costs if cost.get("peak_memory")), default=None)
+
+
+def _embed_seconds(entry: Entry) -> float | None:
+    """Mean over seeds of what fitting and generating spent on embedding; texts embedded before cost nothing."""
+    costs = [(run.totals, run.manifest.get("fit") or {}) for run in entry.runs]
+    seconds = [sum(float(part.get("embed_seconds") or 0) for part in parts) for parts in costs]
+    return sum(seconds) / len(seconds) if any(seconds) else None
+
+
+def _decode_rate(entry: Entry) -> float | None:
+    """New tokens a second after the first of each text, which comes out of the prefill."""
+    elapsed = _total(entry, "decode_seconds")
+    written = _total(entry, "output_tokens") - _total(entry, "examples") + _total(entry, "failed")
+    return max(0.0, written) / elapsed if elapsed > 0 and entry.asks_model else None
 
 
 COSTS: dict[str, tuple[str, Callable[[Entry], float | None]]] = {
     "examples_per_second": ("ex/s", lambda entry: _rate(entry, "examples", "wall_seconds")),
     "prompt_tokens_per_second": ("prompt tok/s", _token_rate("prompt_tokens", "prefill_seconds")),
-    "generated_tokens_per_second": ("generated tok/s", _token_rate("output_tokens", "decode_seconds")),
+    "generated_tokens_per_second": ("generated tok/s", _decode_rate),
     "training_seconds": ("training s", _fit_seconds),
+    "embedding_seconds": ("embed s", _embed_seconds),
     "peak_memory_bytes": ("peak memory", _peak),
 }
 """Key -> heading and how to compute it."""

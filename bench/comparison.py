@@ -103,8 +103,12 @@ def make_entries(runs: Sequence[StoredRun]) -> list[Entry]:
 
 
 def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
-    """The runs' own label or the method's name, with the settings that tell apart rows of one method."""
-    names = [printable(str(group[0].manifest.get("label") or group[0].method)) for group in groups]
+    """The method's name; where a method has several rows, their own labels, with what tells them apart."""
+    methods = [group[0].method for group in groups]
+    names = [
+        printable(own_label(group[0]) if methods.count(method) > 1 else method)
+        for group, method in zip(groups, methods, strict=True)
+    ]
     settings = [_settings(group[0]) for group in groups]
     labels = []
     for name, flat in zip(names, settings, strict=True):
@@ -118,6 +122,11 @@ def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
         seen[label] = seen.get(label, 0) + 1
         unique.append(label if seen[label] == 1 else f"{label} #{seen[label]}")
     return unique
+
+
+def own_label(run: StoredRun) -> str:
+    """What the run calls itself: the method's name and the knobs that are not at their defaults."""
+    return str(run.manifest.get("label") or run.method)
 
 
 def _settings(run: StoredRun) -> Flat:

@@ -81,10 +81,10 @@ def _fit(method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any],
         with FileLock(str(folder) + ".lock").acquire(timeout=0):
             if (folder / FIT_FILE).exists():  # made by another process since we looked
                 return
-            _announce(method, method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
             meter: Meter = ctx.meter
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
+            _announce(method, method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
             meter.start_peak()
             ctx.engine.peak_memory()
             with meter.phase("fit"):

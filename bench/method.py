@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from bench.encoders import Encoder
     from bench.engines.base import Engine
 
+HARNESS_VERSION = "1"
+"""Part of every key: raise it when a change to shared code (prompts, retrieval, training) changes outputs."""
+
 FINAL_STAGE = "generate"
 """The stage whose text is the method's answer."""
 
@@ -72,9 +75,9 @@ class Context:
         return Request(example.id, stage, tuple(messages), self.sampling, seed, soft or {}, adapter)
 
     def generate(self, requests: Sequence[Request], stage: str) -> list[Generation]:
-        """Runs an intermediate stage over all examples at once: batched, cached and metered by stage."""
+        """Runs an intermediate stage over all examples at once: batched and cached by stage."""
         if self.stage_runner is None:
-            raise UsageError("this context cannot run intermediate stages")
+            raise UsageError("intermediate stages run in requests(), not in fit(): a fit's key does not hold sampling")
         return self.stage_runner(requests, stage)
 
 

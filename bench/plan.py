@@ -97,7 +97,7 @@ def make_plan(config: RunConfig) -> Plan:
     check_parts(overrides, {*config.methods, config.engine, _dataset_part(config), *metric_names})
     methods = tuple(c(build(c.Config, overrides.get(c.name, {}), c.name)) for c in classes)
     engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
-    encoder = _encoder(config) if any(m.wants_encoder() for m in methods) else None
+    encoder = _encoder(config)
     spec = _spec(config, overrides)
     if not config.dry_run:
         check_writable(config.out)
@@ -105,7 +105,8 @@ def make_plan(config: RunConfig) -> Plan:
     dataset = _prepared(spec, config)
     _check_truth(methods, dataset)
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
-    return Plan(config, methods, engine, encoder, metrics, dataset, overrides)
+    used = encoder if any(m.wants_encoder() for m in methods) else None
+    return Plan(config, methods, engine, used, metrics, dataset, overrides)
 
 
 def _dataset_part(config: RunConfig) -> str:
@@ -174,7 +175,11 @@ def make_metrics(names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]
     """Metrics by name, path or hub id, with their knobs set."""
     from bench.metrics.external import resolve
 
-    return tuple(resolve(name, overrides.get(name, {})) for name in names)
+    made = tuple(resolve(name, overrides.get(name, {})) for name in names)
+    called = [metric.name for metric in made]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise UsageError(f"--metrics gives two metrics the name {', '.join(twice)}; leave one out or rename its file")
+    return made
 
 
 def _check_engine(methods: Sequence[type[Method]], engine: type[Engine]) -> None:

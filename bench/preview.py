@@ -11,7 +11,7 @@ from bench.engines.fake import FakeConfig, FakeEngine
 from bench.meter import Meter
 from bench.method import Context, Method
 from bench.plan import Plan, asks_model
-from bench.types import SLOT_CLOSE, SLOT_OPEN, Example, Message
+from bench.types import SLOT_CLOSE, SLOT_OPEN, Capability, Example, Message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def _steps(counts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _method_lines(method: Method, plan: Plan, width: int) -> Iterator[str]:
-    ctx = _context(plan)
+    ctx = _context(method, plan)
     if method.wants_encoder() and plan.encoder is not None:
         ctx = replace(ctx, encoder_or_none=_stand_in())
     examples: Sequence[Example] = plan.dataset.test.examples
@@ -112,7 +112,7 @@ def _method_lines(method: Method, plan: Plan, width: int) -> Iterator[str]:
     yield _readable(prompts[0])
 
 
-def _context(plan: Plan) -> Context:
+def _context(method: Method, plan: Plan) -> Context:
     return Context(
         task=plan.dataset.task,
         population=plan.dataset.population,
@@ -121,7 +121,7 @@ def _context(plan: Plan) -> Context:
         sampling=plan.config.sampling,
         max_prompt_tokens=plan.config.max_prompt_tokens,
         meter=Meter(),
-        truth=plan.dataset.truth,
+        truth=plan.dataset.truth if Capability.TRUTH in method.needs else None,
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 PACKAGES = (
     "accelerate",
     "bert-score",
-    "bm25s",
     "datasets",
     "dep-bench",
     "evaluate",
@@ -22,13 +21,14 @@ PACKAGES = (
     "pandas",
     "peft",
     "pyarrow",
+    "rank-bm25",
     "rouge-score",
     "sacrebleu",
     "safetensors",
+    "scipy",
     "tokenizers",
     "torch",
     "transformers",
-    "vllm",
 )
 """Packages whose version can change an output or a speed."""
 

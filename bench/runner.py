@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from bench.errors import UsageError
 from bench.fits import Fit, Say, duration, fit_or_load
 from bench.keys import digest, text_digest
 from bench.meter import Meter, peak_rss
-from bench.method import Context, Method
+from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, Plan, asks_model
 from bench.provenance import provenance
 from bench.stages import StageCache
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 NO_ENGINE = {"name": "none"}
 """Identity of the engine of methods that ask no model."""
+_SHARED_PACKAGES = ("peft", "rank-bm25")
+"""Packages under several methods that change outputs, beside those that engine and encoder name themselves."""
+
 _LEAST_PROMPT = 16
 """Tokens below which no prompt can hold a task."""
 
@@ -39,13 +43,8 @@ def say(line: str) -> None:
 def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     """Runs every method with every seed and scores it; returns the stored runs in that order."""
     only_cached = plan.config.existing is Existing.ONLY_CACHED
-    if any(asks_model(m) for m in plan.methods):
-        if not only_cached:
-            plan.engine.prepare()
-        _check_room(plan)
     if not only_cached:
-        for metric in plan.metrics:
-            metric.preflight()
+        _prepare(plan)
     runs = []
     for prototype in plan.methods:
         for seed in plan.config.seeds:
@@ -53,11 +52,24 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
             run = _MethodRun(plan, method, seed, report).finish()
             if only_cached:
                 _check_scored(run, plan.metrics)
-            score_run(run, plan.dataset, plan.metrics)
             runs.append(run)
             report(summary(run))
     plan.engine.close()
+    # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
+    for run in runs:
+        score_run(run, plan.dataset, plan.metrics)
     return runs
+
+
+def _prepare(plan: Plan) -> None:
+    """Brings everything that will be needed to this machine and finds out what cannot work, before long work."""
+    if any(asks_model(m) for m in plan.methods):
+        plan.engine.prepare()
+        _check_room(plan)
+    if plan.encoder is not None:
+        plan.encoder.identity()
+    for metric in plan.metrics:
+        metric.preflight()
 
 
 def _check_room(plan: Plan) -> None:
@@ -108,6 +120,7 @@ class _MethodRun:
             "encoder": encoder.identity() if encoder else None,
             "sampling": asdict(plan.config.sampling),
             "prompt": {"max_prompt_tokens": self._prompt_budget()},
+            "code": {"harness": HARNESS_VERSION, **{name: version(name) for name in _SHARED_PACKAGES}},
             "seed": self.seed,
         }
 
@@ -120,10 +133,10 @@ class _MethodRun:
         return {key: value for key, value in config.model_dump(mode="json").items() if key not in known}
 
     def _fit_key(self, description: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that can change a fit: the test examples cannot."""
+        """Everything that can change a fit: test examples and sampling cannot, as nothing is generated in one."""
         dataset = self.plan.dataset
         trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
-        parts = {k: description[k] for k in ("method", "engine", "encoder", "prompt", "seed")}
+        parts = {k: description[k] for k in ("method", "engine", "encoder", "prompt", "code", "seed")}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
         return {**parts, "dataset": data}
 
@@ -151,7 +164,7 @@ class _MethodRun:
                 self._generate(folder, ctx)
             else:
                 self._store_answers(folder, answers)
-            totals = {"embed_seconds": self.meter.seconds.get("embed", 0.0)}
+            totals = {f"{phase}_seconds": self.meter.seconds.get(phase, 0.0) for phase in ("load", "embed")}
             return folder.finish(
                 provenance=provenance(), fit=fit.info if fit else None, label=label(self.method), totals=totals
             )
@@ -183,8 +196,9 @@ class _MethodRun:
             return None
         config = self.plan.config
         key = self._fit_key(description)
-        fit = fit_or_load(self.method, self.plan.dataset, ctx, key, config.out, config.existing, self.report)
-        self.meter.seconds.clear()  # the fit's costs are told by the fit
+        quiet = replace(ctx, stage_runner=None)
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, config.existing, self.report)
+        self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit
 
     def _generate(self, folder: RunFolder, ctx: Context) -> None:

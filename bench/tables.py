@@ -17,6 +17,7 @@ from bench.comparison import (
     group_mixed,
     make_entries,
     mark_mixed,
+    own_label,
     printable,
     refuse_clashes,
     shown,
@@ -380,6 +381,9 @@ def _identity_notes(entries: Sequence[Entry], options: _Options) -> list[str]:
     description = speaking.runs[0].description
     dataset = {key: value for key, value in description["dataset"].items() if key != "name" and value}
     notes = [f"Dataset {printable(str(description['dataset']['name']))}: {_told(dataset)}."]
+    told = [own_label(entry.runs[0]) for entry in entries]
+    if knobs := [label for label, entry in zip(told, entries, strict=True) if label not in (entry.label, entry.method)]:
+        notes.append(f"Knobs that are not at their defaults: {printable('; '.join(knobs))}.")
     if speaking.asks_model:
         parts = [part for part in ("engine", "sampling", "prompt") if description.get(part)]
         notes += [f"{part.capitalize()}: {_told(description[part])}." for part in parts]

@@ -104,13 +104,14 @@ def _row(engine: Engine, requests: Sequence[Request], size: int) -> dict[str, An
     meter.start_peak()
     engine.peak_memory()
     prefill = decode = 0.0
-    read = written = 0
+    read = written = splits = 0
     start = time.perf_counter()
     for first in range(0, len(requests), size):
         result = engine.run(requests[first : first + size])
         if failed := [g.error for g in result.generations if g.error]:
             raise UsageError(f"batch size {size}: {failed[0]}; leave larger sizes out of --batch-sizes")
         prefill, decode = prefill + result.prefill_seconds, decode + result.decode_seconds
+        splits += result.splits
         read += sum(g.prompt_tokens for g in result.generations)
         written += sum(g.output_tokens for g in result.generations)
     wall = time.perf_counter() - start
@@ -125,6 +126,7 @@ def _row(engine: Engine, requests: Sequence[Request], size: int) -> dict[str, An
         # The first new token comes out of the prefill.
         "decode_tokens_per_second": (written - len(requests)) / decode if decode else None,
         "peak_memory": engine.peak_memory() or peak_rss(),
+        "splits": splits,
     }
 
 
@@ -147,6 +149,7 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
             "prefill tok/s": row["prefill_tokens_per_second"],
             "decode tok/s": row["decode_tokens_per_second"],
             "peak GiB": row["peak_memory"] / 2**30,
+            **({"out of memory, halved": row["splits"]} if any(r["splits"] for r in rows) else {}),
         }
         for row in rows
     ]

@@ -69,7 +69,7 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_rows_come_as_they_stand(tmp_path: Path, kind: str) -> None:
-    rows = [review(0, text=" two\n words "), review(1, rating=None, title=None), review(2, rating=float("nan"))]
+    rows = [review(0, text=" two\n words "), review(1, rating=None, title=None), review(2, rating=None)]
     rows[2] |= {"item_id": "b", "timestamp": None}
     tables = load(tmp_path, kind, rows)
     assert [r.row for r in tables.reviews] == [0, 1, 2]

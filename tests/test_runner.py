@@ -161,7 +161,7 @@ SAME: list[dict[str, Any]] = [
     {"metrics": ["length_ratio"]},
     {"existing": "reuse"},
     {"seeds": [0]},
-    {"encoder": "./nowhere"},
+    {"encoder": "org/other"},
 ]
 OTHER: list[dict[str, Any]] = [
     {"assign": ["rag.k=3"]},

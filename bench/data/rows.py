@@ -118,9 +118,9 @@ def _rating(value: Any, column: str, where: str) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise DataError(f"{where}: {column} = {_shown(value)} is not a number; convert the column to numbers")
     rating = _float(value)
-    if math.isinf(rating):
+    if not math.isfinite(rating):
         raise DataError(f"{where}: {column} = {_shown(value)} is not finite; leave the rating out (null) or mend it")
-    return None if math.isnan(rating) else rating
+    return rating
 
 
 def _float(value: float) -> float:

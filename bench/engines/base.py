@@ -31,6 +31,8 @@ class BatchResult:
     generations: list[Generation]
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    splits: int = 0
+    """How often the batch was halved because it did not fit into memory."""
 
 
 @dataclass(frozen=True)

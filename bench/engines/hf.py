@@ -390,4 +390,5 @@ def _joined(left: BatchResult, right: BatchResult) -> BatchResult:
         left.generations + right.generations,
         left.prefill_seconds + right.prefill_seconds,
         left.decode_seconds + right.decode_seconds,
+        left.splits + right.splits + 1,
     )
