@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from bench import registry
@@ -26,44 +27,31 @@ def _knobs(config: Any) -> dict[str, Any]:
     }
 
 
+def _registered(kind: str, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each registered thing; one that cannot be imported is told as broken, and hides no other."""
+    found = []
+    for name in registry.names(kind):
+        origin = registry.origin(kind, name)
+        try:
+            thing = registry.load(kind, name)
+        except UsageError as error:
+            found.append({"name": name, "summary": f"broken: {error}", "from": origin})
+            continue
+        row: dict[str, Any] = {"name": name, "summary": _first_line(thing), **more(thing), "from": origin}
+        found.append({**row, "config": _knobs(thing.Config)})
+    return found
+
+
 def _methods() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "summary": _first_line(method),
-            "version": method.version,
-            "needs": sorted(method.needs),
-            "from": registry.origin("method", name),
-            "config": _knobs(method.Config),
-        }
-        for name, method in registry.items("method")
-    ]
+    return _registered("method", lambda method: {"version": method.version, "needs": sorted(method.needs)})
 
 
 def _engines() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "summary": _first_line(engine),
-            "gives": sorted(engine.capabilities),
-            "from": registry.origin("engine", name),
-            "config": _knobs(engine.Config),
-        }
-        for name, engine in registry.items("engine")
-    ]
+    return _registered("engine", lambda engine: {"gives": sorted(engine.capabilities)})
 
 
 def _metrics() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "summary": _first_line(metric),
-            "higher_is_better": metric.higher_is_better,
-            "from": registry.origin("metric", name),
-            "config": _knobs(metric.Config),
-        }
-        for name, metric in registry.items("metric")
-    ]
+    return _registered("metric", lambda metric: {"higher_is_better": metric.higher_is_better})
 
 
 def _datasets() -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -54,9 +53,3 @@ def origin(kind: str, name: str) -> str:
     """The distribution that registered a name, with its version."""
     dist = _points(GROUPS[kind])[name].dist
     return f"{dist.name} {dist.version}" if dist else "unknown"
-
-
-def items(kind: str) -> Iterator[tuple[str, Any]]:
-    """All (name, object) pairs of a kind."""
-    for name in names(kind):
-        yield name, load(kind, name)

@@ -38,10 +38,10 @@ def test_every_entry_point_of_the_project_is_found_and_loads(kind: str) -> None:
 
 def test_methods_engines_and_metrics_know_their_registered_name() -> None:
     for kind, base in (("method", Method), ("engine", Engine)):
-        for name, found in registry.items(kind):
+        for name, found in ((name, registry.load(kind, name)) for name in registry.names(kind)):
             assert issubclass(found, base)
             assert found.name == name
-    for name, found in registry.items("metric"):
+    for name, found in ((name, registry.load("metric", name)) for name in registry.names("metric")):
         assert found.name == name
 
 
