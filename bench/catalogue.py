@@ -29,7 +29,7 @@ def _knobs(config: Any) -> dict[str, Any]:
 
 def _registered(kind: str, more: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each registered thing; one that cannot be imported is told as broken, and hides no other."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in registry.names(kind):
         origin = registry.origin(kind, name)
         try:

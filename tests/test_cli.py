@@ -291,7 +291,9 @@ def test_colours_are_for_terminals_only(stored: Path) -> None:
 
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from bench.engines.fake import FakeEngine; from bench.__main__ import main\n"
+        # A shell's background jobs are started deaf to Ctrl-C; this one is to hear it.
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bench.engines.fake import FakeEngine; from bench.__main__ import main\n"
         "def run(self, batch): print('asked', flush=True); time.sleep(60)\n"
         "FakeEngine.run = run\n"
         "main(sys.argv[1:])"
