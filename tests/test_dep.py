@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from method_world import World, context, document, example, said, world
-from tiny_engine import engine_of, lively_model
+from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.hf import HFEngine
 from bench.evidence import slot_names
@@ -24,15 +24,9 @@ from methods.dep.config import DepConfig
 from methods.dep.differences import review_vectors
 from methods.dep.method import _SoftPrompts
 
+__all__ = ["one_thread"]
+
 QUICK = {"epochs": 1, "latent_size": 24, "k": 6, "batch_size": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 import torch
 from method_world import World, context, document, example, said, world
 from rank_bm25 import BM25Okapi
-from tiny_engine import engine_of, lively_model
+from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.encoders import HashEncoder
 from bench.engines.hf import HFEngine
@@ -30,15 +29,9 @@ from methods.nonperso import NonPerso
 from methods.oracle import Oracle
 from methods.rag import Rag, RagConfig
 
+__all__ = ["one_thread"]
+
 QUICK = {"epochs": 1, "batch_size": 2, "r": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

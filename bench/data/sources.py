@@ -15,7 +15,7 @@ from bench.config import Config
 from bench.data.hub import HubSource
 from bench.data.rows import ItemColumns, ReviewColumns, Row, TimeUnit, read_item, read_review, require_columns
 from bench.data.tables import RawItem, RawReview, RawTables
-from bench.errors import DataError
+from bench.errors import DataError, first_line
 
 __all__ = ["HubSource", "JsonlSource", "ParquetSource"]
 
@@ -105,7 +105,7 @@ def _parquet_rows(path: Path, columns: Config, section: str) -> Iterator[Numbere
                     yield f"{path}, row {number}", dict(zip(names, row, strict=True))
                     number += 1
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -> Iterator[NumberedRow]:
@@ -134,7 +134,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read after line {number}: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read after line {number}: {first_line(error)}") from error
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -145,11 +145,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON: {_first_line(error)}") from error
+        raise DataError(f"{where} is not valid JSON: {first_line(error)}") from error
     if not isinstance(row, dict):
         raise DataError(f"{where} holds {type(row).__name__}, not an object with keys")
     return row
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from bench.config import Config
 from bench.engines import chat
 from bench.engines.base import BatchResult, Engine, LanguageModel, Speed
 from bench.engines.batching import grouped
-from bench.errors import UsageError
+from bench.errors import UsageError, first_line
 from bench.types import Capability, Generation, Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class HFEngine(Engine):
                 tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
             except Exception as error:  # the tokenizers library raises bare exceptions
                 raise UsageError(
-                    f"model {self.source.name!r}: its tokenizer cannot be loaded: {_line(error)}"
+                    f"model {self.source.name!r}: its tokenizer cannot be loaded: {first_line(error)}"
                 ) from error
             chat.check_template(tokenizer, self.source.name)
             self._tokenizer = tokenizer
@@ -146,7 +146,9 @@ class HFEngine(Engine):
         try:
             config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
         except (OSError, ValueError) as error:
-            raise UsageError(f"model {self.source.name!r}: its config.json cannot be used: {_line(error)}") from error
+            raise UsageError(
+                f"model {self.source.name!r}: its config.json cannot be used: {first_line(error)}"
+            ) from error
         return int(getattr(config, "max_position_embeddings", None) or 4096)
 
     def load(self) -> None:
@@ -191,7 +193,7 @@ class HFEngine(Engine):
                 raise UsageError(
                     f"model {self.source.name!r} does not fit into memory; choose a smaller one with --model"
                 ) from error
-            raise UsageError(f"model {self.source.name!r} cannot be loaded: {_line(error)}") from error
+            raise UsageError(f"model {self.source.name!r} cannot be loaded: {first_line(error)}") from error
         finally:
             logging.set_verbosity(verbosity)
         # transformers fills with random numbers what a checkpoint lacks or has in another shape, and goes on.
@@ -377,12 +379,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message, which may run over many."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _joined(left: BatchResult, right: BatchResult) -> BatchResult:
