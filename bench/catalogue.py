@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.method import Variant
 
 
 def rows(what: str) -> list[dict[str, Any]]:
@@ -43,7 +46,16 @@ def _registered(kind: str, more: Callable[[Any], dict[str, Any]]) -> list[dict[s
 
 
 def _methods() -> list[dict[str, Any]]:
-    return _registered("method", lambda method: {"version": method.version, "needs": sorted(method.needs)})
+    def more(method: Any) -> dict[str, Any]:
+        ablations = {name: [_variant(v) for v in variants] for name, variants in method().ablations().items()}
+        return {"version": method.version, "needs": sorted(method.needs), "ablations": ablations}
+
+    return _registered("method", more)
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    """A variant under the method's defaults, as `run --ablate` takes it."""
+    return {"name": variant.name, "method": variant.method, "changes": dict(variant.changes)}
 
 
 def _engines() -> list[dict[str, Any]]:
@@ -94,7 +106,7 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
         "models": "Any local folder or hub id (org/name) with safetensors is taken as well.",
         "metrics": "Any `evaluate` module is taken as well, by path or hub id.",
         "datasets": "The path of a spec file is taken as well.",
-        "methods": "Knobs with their meaning: add --json.",
+        "methods": "Knobs with their meaning, variants of ablations (run --ablate): add --json.",
         "engines": "Knobs with their meaning: add --json.",
     }
     text: str = tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=60)
@@ -102,8 +114,8 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
+    if isinstance(value, list | dict):
+        return ", ".join(map(str, value)) or "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bench.comparison import Entry
+from bench.estimates import PValue
 from bench.stats import Estimate
 
 EMPTY = "-"
+LEVEL = 0.05
+"""Corrected p below which a difference is marked."""
 
 
 class Mark(enum.StrEnum):
@@ -18,7 +22,7 @@ class Mark(enum.StrEnum):
     NONE = ""
     BEST = "best"
     SECOND = "second"
-    CLEAR = "clear"  # a difference whose interval leaves out zero
+    CLEAR = "clear"  # a difference whose corrected p is below LEVEL
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Cell:
     high: float | None = None
     users: int | None = None
     missing: int = 0
+    p: float | None = None
+    """Of a difference alone."""
+    p_holm: float | None = None
+    """Corrected for the other differences of its section."""
     mark: Mark = Mark.NONE
 
 
@@ -53,11 +61,18 @@ def estimate_cell(estimate: Estimate | None, reducer: str, sign: bool = False) -
     return Cell(text, estimate.value, estimate.low, estimate.high, estimate.users, estimate.missing)
 
 
-def difference_cell(estimate: Estimate | None, reducer: str) -> Cell:
+def difference_cell(estimate: Estimate | None, reducer: str, test: PValue | None = None) -> Cell:
+    """A difference with its interval and, where it was tested, its corrected p, which alone decides on the mark."""
     cell = estimate_cell(estimate, reducer, sign=True)
-    if cell.low is None or cell.high is None:
+    if test is None or cell.value is None:
         return cell
-    return replace(cell, mark=Mark.CLEAR if cell.low > 0 or cell.high < 0 else Mark.NONE)
+    mark = Mark.CLEAR if test.holm < LEVEL else Mark.NONE
+    return replace(cell, text=f"{cell.text} {p_text(test.holm)}", p=test.raw, p_holm=test.holm, mark=mark)
+
+
+def p_text(p: float) -> str:
+    """p to three decimals, rounded up: no test looks better than it is, and 0.051 is never shown as 0.050."""
+    return "p<0.001" if p < 0.001 else f"p={math.ceil(p * 1000 - 1e-9) / 1000:.3f}"
 
 
 def label_cell(entry: Entry) -> Cell:

@@ -122,6 +122,9 @@ def _main(
 @app.command(short_help="Run methods on a dataset; ends with the leaderboard.")
 def run(
     methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep.")],
+    ablate: Annotated[
+        str | None, typer.Option(help="Ablations or single variants of the methods, such as controls; comma-separated.")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="A name from `list datasets` or the path of a spec file.")] = "planted",
     model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
     encoder: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "minilm",
@@ -148,6 +151,7 @@ def run(
 
     given: dict[str, Any] = {
         "methods": _names(methods),
+        "ablate": _names(ablate or ""),
         "dataset": dataset,
         "model": model,
         "encoder": encoder,
@@ -172,7 +176,8 @@ def run(
     from bench.runner import execute
     from bench.tables import leaderboards
 
-    _print_tables(leaderboards(execute(plan), metrics=[metric.name for metric in plan.metrics]), Format.CONSOLE)
+    shown = [metric.name for metric in plan.metrics]
+    _print_tables(leaderboards(execute(plan), metrics=shown, baseline=plan.baseline), Format.CONSOLE)
 
 
 @app.command("list", short_help="Show methods, datasets, models, metrics or engines.")
@@ -229,7 +234,10 @@ def table(
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: all]")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Method that differences are taken to.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Method or row to take differences to. [default: an ablation's full method, else nonperso]"),
+    ] = None,
     mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
 ) -> None:
     """Render leaderboards from stored records alone."""

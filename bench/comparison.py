@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from bench.errors import UsageError
 from bench.keys import canonical_json, digest
 from bench.store import StoredRun, StoredScores, read_scores
+from bench.stored import row_title
 
 CEILING = "oracle"
-"""The method that knows the truth behind a dataset: shown, never ranked."""
+"""The method that knows the truth behind a dataset, for runs whose manifest does not yet tell such methods."""
 NO_ENGINE = "none"
 """Name of the engine of a method that asks no model; such a run has no engine, sampling or prompt to compare."""
 
@@ -58,7 +60,13 @@ class Entry:
 
     @property
     def ceiling(self) -> bool:
-        return self.method == CEILING
+        """Whether it was told the truth behind the dataset: shown, never ranked."""
+        return bool(self.runs[0].manifest.get("truth", self.method == CEILING))
+
+    @property
+    def variant(self) -> str | None:
+        """What an ablation calls it; None for a method as such."""
+        return _variant(self.runs)
 
     @property
     def seeds(self) -> tuple[Any, ...]:
@@ -85,6 +93,11 @@ class Entry:
         return flat
 
 
+def _variant(runs: Sequence[StoredRun]) -> str | None:
+    """A name that the runs of some seeds have is the name of all."""
+    return next((run.variant for run in runs if run.variant is not None), None)
+
+
 def _asks_model(run: StoredRun) -> bool:
     return bool(run.description["engine"]["name"] != NO_ENGINE)
 
@@ -103,18 +116,22 @@ def make_entries(runs: Sequence[StoredRun]) -> list[Entry]:
 
 
 def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
-    """The method's name; where a method has several rows, their own labels, with what tells them apart."""
-    methods = [group[0].method for group in groups]
-    names = [
-        printable(own_label(group[0]) if methods.count(method) > 1 else method)
-        for group, method in zip(groups, methods, strict=True)
-    ]
-    settings = [_settings(group[0]) for group in groups]
+    """The method's name and what an ablation calls the row; rows still alike are told apart by what differs in them.
+
+    Of two such rows both say it; among more, a value that most of them have goes without saying.
+    """
+    names = [printable(row_title(group[0].method, _variant(group))) for group in groups]
+    flats = [settings(group[0]) for group in groups]
     labels = []
-    for name, flat in zip(names, settings, strict=True):
-        twins = [other for other_name, other in zip(names, settings, strict=True) if other_name == name]
-        differing = sorted({path for twin in twins for path in _differing(flat, twin)})
-        told = ", ".join(f"{path.removeprefix('config.')}={shown(flat.get(path))}" for path in differing)
+    for name, flat in zip(names, flats, strict=True):
+        twins = [other for other_name, other in zip(names, flats, strict=True) if other_name == name]
+        paths = sorted({path for twin in twins for path in differing(twins[0], twin)})
+        usual = {path: _usual([canonical_json(twin.get(path)) for twin in twins]) for path in paths}
+        told = ", ".join(
+            f"{path.removeprefix('config.')}={shown(flat.get(path))}"
+            for path in paths
+            if canonical_json(flat.get(path)) != usual[path]
+        )
         labels.append(f"{name} ({told})" if told else name)
     seen: dict[str, int] = {}
     unique = []
@@ -124,12 +141,18 @@ def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
     return unique
 
 
+def _usual(values: Sequence[str]) -> str | None:
+    """The value that more than half of the rows have."""
+    value, count = Counter(values).most_common(1)[0]
+    return value if 2 * count > len(values) else None
+
+
 def own_label(run: StoredRun) -> str:
     """What the run calls itself: the method's name and the knobs that are not at their defaults."""
     return str(run.manifest.get("label") or run.method)
 
 
-def _settings(run: StoredRun) -> Flat:
+def settings(run: StoredRun) -> Flat:
     """What tells rows of one method apart: its version, config and encoder, and how requests were batched."""
     method = run.description["method"]
     parts = {name: run.description.get(name) for name in ("encoder", "batching")}
@@ -142,7 +165,7 @@ def _settings(run: StoredRun) -> Flat:
     )
 
 
-def _differing(a: Flat, b: Flat) -> list[str]:
+def differing(a: Flat, b: Flat) -> list[str]:
     return [path for path in sorted(set(a) | set(b)) if a.get(path) != b.get(path)]
 
 
@@ -221,7 +244,7 @@ def _group_title(head: Entry, heads: Sequence[Entry]) -> str:
         parts.append(f"model {printable(_model(head))}")
     own = flatten({"dataset": head.runs[0].description["dataset"]})
     others = [flatten({"dataset": other.runs[0].description["dataset"]}) for other in heads]
-    paths = sorted({path for other in others for path in _differing(own, other)})
+    paths = sorted({path for other in others for path in differing(own, other)})
     parts += [f"{path.removeprefix('dataset.')} {shown(own.get(path))}" for path in paths]
     return ", ".join(parts)
 

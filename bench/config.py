@@ -18,6 +18,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def changed(self) -> dict[str, Any]:
+        """The knobs that are not at their defaults."""
+        usual = type(self)().model_dump()
+        return {knob: value for knob, value in self.model_dump().items() if value != usual[knob]}
+
 
 def parse_value(text: str) -> Any:
     """A value from the command line: JSON where it is JSON (4, 0.5, true, null, [1,2]), else the text itself."""

@@ -30,10 +30,11 @@ def write_atomic(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Brings a folder's entries to the disk, so that a rename outlives a power cut."""
     with contextlib.suppress(OSError):  # not every file system can; then a rename is as safe as it gets
         descriptor = os.open(folder, os.O_RDONLY)
         try:

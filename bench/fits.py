@@ -1,7 +1,9 @@
 """Fitting once: what a method learned lies beside its runs and is loaded again, never trained twice.
 
-`<out>/<dataset>/<method>/fit-<key>/` holds what `Method.save` wrote and `fit.json`, which is written before the
-folder gets its name: a fit that was killed leaves nothing that could be taken for whole.
+`<out>/<dataset>/<method>/fit-<key>/` holds what `Method.save` wrote, `training.jsonl` where there is a training loop,
+and `fit.json`, which is written before the folder gets its name: a fit that was killed leaves nothing that could be
+taken for whole. What it leaves is `fit-<key>.work`, from where the next process goes on; it is gone once the fit is
+saved.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from bench.keys import digest
 from bench.meter import Meter, peak_rss
 from bench.method import Context, Method, TrainingPlan
 from bench.store import Existing, check_writable
+from bench.training.log import JOURNAL
 
 if TYPE_CHECKING:
     from bench.data.split import Dataset
@@ -64,8 +67,9 @@ def fit_or_load(
         shutil.rmtree(folder)
     if not (folder / FIT_FILE).exists():
         check_writable(parent)
-        _fit(method, dataset, ctx, key, folder, say)
+        _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say)
     else:
+        shutil.rmtree(_work(folder), ignore_errors=True)  # left by a kill right after the fit got its name
         say(f"{method.name}: taking the fit at {folder}")
     info = read_object(folder / FIT_FILE)
     if info.get("key") != dict(key):
@@ -74,13 +78,22 @@ def fit_or_load(
     return Fit(folder, info)
 
 
-def _fit(method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], folder: Path, say: Say) -> None:
+def _work(folder: Path) -> Path:
+    """Where a fit keeps what it goes on from after a kill."""
+    return folder.with_name(f"{folder.name}.work")
+
+
+def _fit(
+    method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], folder: Path, resume: bool, say: Say
+) -> None:
     from filelock import FileLock, Timeout
 
     try:
         with FileLock(str(folder) + ".lock").acquire(timeout=0):
             if (folder / FIT_FILE).exists():  # made by another process since we looked
                 return
+            work = _prepare_work(method, folder, resume, say)
+            ctx = replace(ctx, work=work)
             meter: Meter = ctx.meter
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
@@ -90,26 +103,42 @@ def _fit(method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any],
             with meter.phase("fit"):
                 method.fit(dataset.train, dataset.dev, ctx)
             log = getattr(method, "log", None)
+            told = _training_info(log.to_json()) if log is not None else {}
+            before = told.pop("seconds_before", 0.0)  # by processes that were killed
             info = {
                 "key": dict(key),
-                "seconds": meter.seconds.get("fit", 0.0) - fitted,
+                "seconds": meter.seconds.get("fit", 0.0) - fitted + before,
                 "embed_seconds": meter.seconds.get("embed", 0.0) - embedded,
                 "peak_memory": ctx.engine.peak_memory() or peak_rss(),
-                **(_training_info(log.to_json()) if log is not None else {}),
+                **told,
             }
             temporary = folder.with_name(f"{folder.name}.part")
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             method.save(temporary)
+            if (work / JOURNAL).exists():
+                shutil.copyfile(work / JOURNAL, temporary / JOURNAL)
             write_atomic(temporary / FIT_FILE, pretty_json(info))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
+            shutil.rmtree(work)
     except Timeout as error:
         raise UsageError(f"another process is fitting {folder}; wait for it or choose another --out") from error
 
 
+def _prepare_work(method: Method, folder: Path, resume: bool, say: Say) -> Path:
+    work = _work(folder)
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    elif work.exists() and any(work.iterdir()):
+        say(f"{method.name}: an earlier process left a fit unfinished; going on from what it kept in {work}")
+    work.mkdir(exist_ok=True)
+    return work
+
+
 def _training_info(log: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "seconds_before": log["seconds_before"],
         "rows": log["rows"],
         "tokens": log["tokens"],
         "parameters": log["parameters"],

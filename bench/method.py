@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.config import Config as BaseConfig
 from bench.errors import UsageError
@@ -53,6 +53,10 @@ class Context:
     truth: Truth | None = None
     """Only for methods that need Capability.TRUTH."""
     stage_runner: Callable[[Sequence[Request], str], list[Generation]] | None = None
+    work: Path | None = None
+    """A folder that outlives a kill, where `fit` may keep what it wants to go on from; None outside a run."""
+    tracker: str = "none"
+    """Where `fit` shows its losses besides the log (see `bench.trackers`)."""
 
     @property
     def encoder(self) -> Encoder:
@@ -95,6 +99,18 @@ class TrainingPlan:
     """Texts to embed first, those that are not in the encoder's cache."""
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One row of an ablation: this method, or another one beside it, under changed knobs."""
+
+    name: str
+    """As the table calls it ("history only")."""
+    changes: Mapping[str, Any]
+    """Knobs to set on top of what the user set."""
+    method: str | None = None
+    """Registry name of another method, whose knobs `changes` then are; None for this one."""
+
+
 class Method(ABC):
     """One way to write as a user would. The first line of a method's docstring is its line in `bench list methods`."""
 
@@ -112,6 +128,29 @@ class Method(ABC):
     def wants_encoder(self) -> bool:
         """Whether `ctx.encoder` will be used under this config."""
         return False
+
+    def ablations(self) -> Mapping[str, Sequence[Variant]]:
+        """What `run --ablate NAME` adds: name -> variants, each compared with this method as configured."""
+        return {}
+
+    def fit_config(self) -> dict[str, Any]:
+        """The knobs that can change what `fit` learns; runs that agree in them share one fit. Default: all knobs."""
+        return self.config.model_dump(mode="json")
+
+    def diagnose(self, split: LabeledSplit, ctx: Context) -> dict[str, Any]:
+        """What a fitted method can tell of its inside, as sections of named figures; see `bench diagnose`.
+
+        `split` holds examples that were not trained on. `ctx.truth` is there where the dataset has one. Raises
+        UsageError where there is nothing to tell.
+        """
+        raise UsageError(f"method {self.name!r} has nothing to diagnose")
+
+    def card(self) -> Mapping[str, str]:
+        """What the model card of an export says and only the method knows, as Markdown.
+
+        Any of "weights" (what they hold), "use" (how to load the folder, in a few lines) and "citation".
+        """
+        return {}
 
     def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan | None:
         """Rows and tokens that `fit` will take, or None if there is nothing to learn."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from bench import registry
+from bench.ablation import Planned, ablated, expand
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
 from bench.method import Method
@@ -41,6 +42,8 @@ class RunConfig(Config):
     """Everything `python -m bench run` can be told."""
 
     methods: tuple[str, ...]
+    ablate: tuple[str, ...] = ()
+    """Ablations, or single variants of them, that the methods' own lists name."""
     dataset: str = "planted"
     model: str = "smollm2-135m"
     encoder: str = "minilm"
@@ -72,12 +75,22 @@ class Plan:
     """A run whose names and settings all hold; nothing heavy is loaded yet."""
 
     config: RunConfig
-    methods: tuple[Method, ...]
+    planned: tuple[Planned, ...]
+    """The methods in the order they run in, an ablation's variants behind the method they vary."""
     engine: Engine
     encoder: Encoder | None
     metrics: tuple[Metric, ...]
     dataset: Dataset
     overrides: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return tuple(one.method for one in self.planned)
+
+    @property
+    def baseline(self) -> str | None:
+        """The row that an ablation's others are compared with; None leaves it to the table."""
+        return ablated(self.planned, self.config.ablate)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -87,15 +100,16 @@ def make_plan(config: RunConfig) -> Plan:
     if not config.seeds:
         raise UsageError("no seed given; --seeds takes a comma-separated list of whole numbers, such as 0,1,2")
     metric_names = config.metrics if config.metrics is not None else DEFAULT_METRICS
-    for what, values in (("--methods", config.methods), ("--seeds", config.seeds), ("--metrics", metric_names)):
+    lists = {"methods": config.methods, "ablate": config.ablate, "seeds": config.seeds, "metrics": metric_names}
+    for what, values in lists.items():
         if twice := sorted({str(value) for value in values if list(values).count(value) > 1}):
-            raise UsageError(f"{what} names {', '.join(twice)} more than once; once is enough")
-    classes = [_method_class(name) for name in config.methods]
-    engine_class = registry.load("engine", config.engine)
-    _check_engine(classes, engine_class)
+            raise UsageError(f"--{what} names {', '.join(twice)} more than once; once is enough")
     overrides = parse_overrides(config.overrides)
-    check_parts(overrides, {*config.methods, config.engine, _dataset_part(config), *metric_names})
-    methods = tuple(c(build(c.Config, overrides.get(c.name, {}), c.name)) for c in classes)
+    planned = tuple(expand(config.methods, config.ablate, overrides))
+    methods = [one.method for one in planned]
+    engine_class = registry.load("engine", config.engine)
+    _check_engine(methods, engine_class)
+    check_parts(overrides, {*(m.name for m in methods), config.engine, _dataset_part(config), *metric_names})
     engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
     encoder = _encoder(config)
     spec = _spec(config, overrides)
@@ -106,7 +120,7 @@ def make_plan(config: RunConfig) -> Plan:
     _check_truth(methods, dataset)
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
     used = encoder if any(m.wants_encoder() for m in methods) else None
-    return Plan(config, methods, engine, used, metrics, dataset, overrides)
+    return Plan(config, planned, engine, used, metrics, dataset, overrides)
 
 
 def _dataset_part(config: RunConfig) -> str:
@@ -136,18 +150,6 @@ def _prepared(spec: DatasetSpec, config: RunConfig) -> Dataset:
     from bench.data.split import prepare
 
     return prepare(spec).limited(config.limit, config.train_limit, LIMIT_SEED)
-
-
-def _method_class(name: str) -> type[Method]:
-    found = registry.load("method", name)
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UsageError(f"method {name!r} ({registry.origin('method', name)}) is no bench.method.Method")
-    if found.name != name:  # one name in keys, folders, tables and --set
-        raise UsageError(
-            f"method {name!r} ({registry.origin('method', name)}) calls itself {found.name!r}; "
-            "its entry point and its class must agree"
-        )
-    return found
 
 
 def asks_model(method: Method) -> bool:
@@ -182,7 +184,7 @@ def make_metrics(names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]
     return made
 
 
-def _check_engine(methods: Sequence[type[Method]], engine: type[Engine]) -> None:
+def _check_engine(methods: Sequence[Method], engine: type[Engine]) -> None:
     for method in methods:
         missing = method.needs - engine.capabilities - {Capability.TRUTH}
         if missing:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from bench.ablation import Planned
 from bench.engines.fake import FakeConfig, FakeEngine
 from bench.meter import Meter
 from bench.method import Context, Method
@@ -31,12 +32,27 @@ def dry_run_text(plan: Plan, width: int = 110) -> str:
         "dataset": list(_dataset_lines(plan.dataset)),
         "model": [f"{config.model} on engine {plan.engine.name}; {_encoder_told(plan)}"],
         "metrics": [", ".join(m.name for m in plan.metrics) or "none"],
-        "runs": [f"{_count(len(plan.methods), 'method')} x {_count(len(config.seeds), 'seed')}, under {config.out}"],
+        "runs": [f"{_rows_told(plan)} x {_count(len(config.seeds), 'seed')}, under {config.out}"],
     }
     lines = [line for label, told in facts.items() for line in _wrapped(label, told, width)]
-    for method in plan.methods:
-        lines += ["", *_method_lines(method, plan, width)]
+    shown = _Shown()
+    for planned in plan.planned:
+        lines += ["", *_method_lines(planned, plan, shown, width)]
     return "\n".join(lines)
+
+
+@dataclass
+class _Shown:
+    """What rows above told already, by the row that told it: an ablation's variants share most of it."""
+
+    fits: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def _rows_told(plan: Plan) -> str:
+    variants = sum(planned.variant is not None for planned in plan.planned)
+    methods = _count(len(plan.planned) - variants, "method")
+    return f"({methods} + {_count(variants, 'variant')})" if variants else methods
 
 
 def _encoder_told(plan: Plan) -> str:
@@ -84,14 +100,17 @@ def _steps(counts: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(f"{step} {count['reviews']:,}" for step, count in counts.items() if "reviews" in count)
 
 
-def _method_lines(method: Method, plan: Plan, width: int) -> Iterator[str]:
+def _method_lines(planned: Planned, plan: Plan, shown: _Shown, width: int) -> Iterator[str]:
+    method = planned.method
     ctx = _context(method, plan)
     if method.wants_encoder() and plan.encoder is not None:
         ctx = replace(ctx, encoder_or_none=_stand_in())
     examples: Sequence[Example] = plan.dataset.test.examples
     sample = examples[:_SAMPLE]
     prompts = [method.preview(example, ctx) for example in sample]
-    yield f"== {method.name}"
+    yield f"== {planned.title}"
+    if knobs := ", ".join(f"{knob}={value}" for knob, value in sorted(method.config.changed().items())):
+        yield from _wrapped("   knobs", [knobs], width)
     told = "answers without a model"
     if asks_model(method):
         tokens = sum(ctx.engine.count_tokens(messages) for messages in prompts) * len(examples) // len(sample)
@@ -100,16 +119,29 @@ def _method_lines(method: Method, plan: Plan, width: int) -> Iterator[str]:
             f"{len(examples) * plan.config.max_new_tokens:,} to write"
         )
     yield from _wrapped("   asks", [told], width)
-    training = method.training_plan(plan.dataset.train, plan.dataset.dev, ctx)
-    if training is not None:
-        embedded = f", {len(training.texts):,} texts to embed" if training.texts else ""
-        told = (
-            f"{_count(training.rows, 'row')}, about {training.tokens:,} tokens x {_count(training.epochs, 'epoch')}"
-            f"{embedded}; smaller with {training.smaller}"
-        )
-        yield from _wrapped("   trains", [told], width)
-    yield f"   first prompt, example {sample[0].id}:"
-    yield _readable(prompts[0])
+    yield from _wrapped("   trains", _training_told(planned, plan, ctx, shown), width)
+    prompt = _readable(prompts[0])
+    first = shown.prompts.setdefault(prompt, planned.title)
+    same = f" that of {first}" if first != planned.title else ""
+    yield f"   first prompt, example {sample[0].id}:{same}"
+    if not same:
+        yield prompt
+
+
+def _training_told(planned: Planned, plan: Plan, ctx: Context, shown: _Shown) -> list[str]:
+    """What fitting takes, or whose fit is taken; nothing for a method that learns nothing."""
+    fit = planned.fit_identity
+    first = shown.fits.setdefault(fit, planned.title) if fit is not None else planned.title
+    if first != planned.title:
+        return [f"nothing of its own: takes the fit of {first}"]
+    training = planned.method.training_plan(plan.dataset.train, plan.dataset.dev, ctx)
+    if training is None:
+        return []
+    embedded = f", {len(training.texts):,} texts to embed" if training.texts else ""
+    return [
+        f"{_count(training.rows, 'row')}, about {training.tokens:,} tokens x {_count(training.epochs, 'epoch')}"
+        f"{embedded}; smaller with {training.smaller}"
+    ]
 
 
 def _context(method: Method, plan: Plan) -> Context:

@@ -23,9 +23,13 @@ def render_value(value: FieldValue) -> str:
     return "" if value is None else str(value)
 
 
-def render_fields(task: Task, fields: Document | Example) -> str:
-    """One "Label: value" line for each field that has a value, in the task's order."""
-    pairs = ((field, render_value(fields.fields.get(field.name))) for field in task.fields)
+def render_fields(task: Task, thing: Document | Example, of_item: bool | None = None) -> str:
+    """One "Label: value" line for each field that has a value, in the task's order.
+
+    `of_item` keeps those that describe the item, or those that do not; None keeps all.
+    """
+    wanted = (field for field in task.fields if of_item in (None, field.of_item))
+    pairs = ((field, render_value(thing.fields.get(field.name))) for field in wanted)
     return "\n".join(f"{field.label}: {value}" for field, value in pairs if value)
 
 
@@ -38,8 +42,8 @@ def conversation(
     """Past documents as turns (fields asked, text answered) in the order given, then the target to be written.
 
     As turns, because a small model that is shown reviews within one message goes on listing them, while one that
-    sees them as its own answers writes another. `after(i)` may give a line on document i (soft slots, for instance),
-    which stands right after its text. Without documents this is the task without anybody's history.
+    sees them as its own answers writes another. `after(i)` may give lines on document i (soft slots, for instance),
+    which stand right after its text. Without documents this is the task without anybody's history.
     """
     ask = f"Write my {task.noun} of this item, in my own voice."
     turns: list[Message] = []
@@ -47,8 +51,34 @@ def conversation(
     for index, document in enumerate(documents):
         turns.append(Message("user", f"{lead}{ask}\n\n{render_fields(task, document)}"))
         turns.append(Message("assistant", document.text))
-        lead = f"{after(index)}\n\n" if after else ""
+        line = after(index) if after else ""
+        lead = f"{line}\n\n" if line else ""
     return [*turns, Message("user", f"{lead}{ask}\n\n{render_fields(task, example)}")]
+
+
+def one_message(
+    task: Task,
+    example: Example,
+    documents: Sequence[Document],
+    after: Callable[[int], str] | None = None,
+) -> list[Message]:
+    """Everything in one message: the item, past documents in the order given, then what the user gave.
+
+    The order in which DPL (ACL 2025) and DEP (EMNLP 2025) lay out a prompt; what to do with it stands in the system
+    message. `after` as in `conversation`.
+    """
+    noun = task.noun
+    lines = [
+        f"You write a {noun} as one particular user would write it.",
+        f"You are told the item, {noun}s that the user wrote before, and what is known of the new {noun}.",
+        f"Answer with the text of the new {noun} alone, in the user's own voice.",
+    ]
+    parts = [render_fields(task, example, of_item=True)]
+    for index, document in enumerate(documents):
+        own = [f"Past {noun} {index + 1}", render_fields(task, document), f"{task.target_label}: {document.text}"]
+        parts.append("\n".join(part for part in (*own, after(index) if after else "") if part))
+    parts.append("\n".join([f"New {noun}", render_fields(task, example, of_item=False)]))
+    return [Message("system", " ".join(lines)), Message("user", "\n\n".join(part for part in parts if part))]
 
 
 def _cut_words(text: str, words: int) -> str:

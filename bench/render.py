@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from bench.cells import Cell, Mark
+from bench.cells import LEVEL, Cell, Mark
 from bench.errors import UnknownName
 from bench.tables import Column, Row, Section, Table
 
@@ -44,7 +44,7 @@ def _legend(table: Table, best: str, second: str, clear: str) -> str:
     told = {
         Mark.BEST: f"{best}: best",
         Mark.SECOND: f"{second}: second",
-        Mark.CLEAR: f"{clear} (differences): interval without zero",
+        Mark.CLEAR: f"{clear} (differences): p < {LEVEL}",
     }
     parts = [text for mark, text in told.items() if mark in marks]
     return f"{'; '.join(parts)}." if parts else ""
@@ -82,7 +82,7 @@ def _wrapped(note: str, width: int) -> list[str]:
 def _blocks(section: Section, width: int, ansi: bool) -> list[list[int]]:
     """Columns of each block: all if they fit, else quality and cost apart, each cut where it is too wide."""
     sizes = [
-        max(len(column.title) + 2, *(len(_plain(row.cells[i], ansi)) for row in section.rows)) + 2
+        max(len(column.title) + 2, *(len(_plain(row.cells[i], ansi, section)) for row in section.rows)) + 2
         for i, column in enumerate(section.columns)
     ]
     labels = [i for i, column in enumerate(section.columns) if column.kind == "label"]
@@ -110,11 +110,17 @@ _CONSOLE_MARKS = {Mark.BEST: "*", Mark.SECOND: "_", Mark.CLEAR: "!", Mark.NONE: 
 _ANSI_MARKS = {Mark.BEST: "\x1b[1m", Mark.SECOND: "\x1b[4m", Mark.CLEAR: "\x1b[1m"}
 
 
-def _plain(cell: Cell, ansi: bool) -> str:
+def _compact(text: str) -> str:
+    """Without the zero before a decimal point: a difference, its interval and p fill most of a narrow window."""
+    return re.sub(r"(?<!\d)0\.", ".", text).replace("p=1.000", "p=1.00")
+
+
+def _plain(cell: Cell, ansi: bool, section: Section) -> str:
     """The text with room for a mark behind the number, so that columns stay aligned."""
+    full = cell.text if section.baseline is None or cell.users is None else _compact(cell.text)
     if ansi or cell.users is None:
-        return cell.text
-    number, space, interval = cell.text.partition(" ")
+        return full
+    number, space, interval = full.partition(" ")
     return f"{number}{_CONSOLE_MARKS[cell.mark]}{space}{interval}".rstrip()
 
 
@@ -122,7 +128,7 @@ def _grid(section: Section, columns: Sequence[int], ansi: bool) -> str:
     import tabulate
 
     def text(cell: Cell) -> str:
-        plain = _plain(cell, ansi)
+        plain = _plain(cell, ansi, section)
         return f"{_ANSI_MARKS[cell.mark]}{plain}\x1b[0m" if ansi and cell.mark in _ANSI_MARKS else plain
 
     rows: list[Any] = [[text(row.cells[i]) for i in columns] for row in section.rows if not row.ceiling]
@@ -295,7 +301,8 @@ def _objects(table: Table) -> list[dict[str, Any]]:
             key = (section.group, cells["method"].value)
             metrics = {c.key: _raw(cells[c.key]) for c in section.columns if c.kind == "metric"}
             if section.baseline is not None:
-                rows[key]["difference"] = {"baseline": section.baseline, "metrics": metrics}
+                told = {name: raw | {"p": cells[name].p, "p_holm": cells[name].p_holm} for name, raw in metrics.items()}
+                rows[key]["difference"] = {"baseline": section.baseline, "metrics": told}
                 continue
             plain = {c.key: cells[c.key].value for c in section.columns if c.kind != "metric"}
             rows[key] = {
@@ -338,7 +345,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     difference = row["difference"] or {"baseline": None, "metrics": {}}
     line["baseline"] = difference["baseline"]
     for name, raw in difference["metrics"].items():
-        values = {f"{name}_difference_{part}": raw[part] for part in ("low", "high", "users")}
+        values = {f"{name}_difference_{part}": raw[part] for part in ("low", "high", "users", "p", "p_holm")}
         line |= {f"{name}_difference": raw["value"], **values}
     return line
 

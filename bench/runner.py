@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.ablation import Planned
 from bench.engines.base import BatchResult
 from bench.errors import UsageError
 from bench.fits import Fit, Say, duration, fit_or_load
@@ -46,10 +47,10 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     if not only_cached:
         _prepare(plan)
     runs = []
-    for prototype in plan.methods:
+    fitted: set[str] = set()
+    for planned in plan.planned:
         for seed in plan.config.seeds:
-            method = type(prototype)(prototype.config)
-            run = _MethodRun(plan, method, seed, report).finish()
+            run = _MethodRun(plan, planned, seed, fitted, report).finish()
             if only_cached:
                 _check_scored(run, plan.metrics)
             runs.append(run)
@@ -95,8 +96,10 @@ def _check_scored(run: StoredRun, metrics: Sequence[Metric]) -> None:
 class _MethodRun:
     """One method with one seed on one dataset."""
 
-    def __init__(self, plan: Plan, method: Method, seed: int, report: Say) -> None:
-        self.plan, self.method, self.seed, self.report = plan, method, seed, report
+    def __init__(self, plan: Plan, planned: Planned, seed: int, fitted: set[str], report: Say) -> None:
+        """`fitted` holds the keys of the fits that the command has made or found, so that none is made twice."""
+        self.plan, self.planned, self.seed, self.fitted, self.report = plan, planned, seed, fitted, report
+        self.method = type(planned.method)(planned.method.config)  # one object a run: nothing is carried over
         self.meter = Meter()
         self.examples = {example.id: example for example in plan.dataset.test.examples}
 
@@ -136,7 +139,8 @@ class _MethodRun:
         """Everything that can change a fit: test examples and sampling cannot, as nothing is generated in one."""
         dataset = self.plan.dataset
         trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
-        parts = {k: description[k] for k in ("method", "engine", "encoder", "prompt", "code", "seed")}
+        parts = {k: description[k] for k in ("engine", "encoder", "prompt", "code", "seed")}
+        parts["method"] = {**description["method"], "config": self.method.fit_config()}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
         return {**parts, "dataset": data}
 
@@ -144,6 +148,7 @@ class _MethodRun:
         config = self.plan.config
         return {
             "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run"}),
+            "data": _data_told(self.plan.dataset),
             "limit_seed": LIMIT_SEED,
             "provenance": provenance(),
         }
@@ -155,8 +160,8 @@ class _MethodRun:
         description = self.description()
         with RunFolder(self.plan.config.out, description) as folder:
             if folder.open(self.plan.config.existing, self._about()).reuse:
-                self.report(f"{self.method.name}: complete at {folder.path}, taken as it is")
-                return StoredRun.load(folder.path)
+                self.report(f"{self.planned.title}: complete at {folder.path}, taken as it is")
+                return self._named(folder)
             ctx = self._context(folder.path)
             fit = self._fit(description, ctx)
             answers = self.method.answer(list(self.examples.values()), ctx)
@@ -166,8 +171,20 @@ class _MethodRun:
                 self._store_answers(folder, answers)
             totals = {f"{phase}_seconds": self.meter.seconds.get(phase, 0.0) for phase in ("load", "embed")}
             return folder.finish(
-                provenance=provenance(), fit=fit.info if fit else None, label=label(self.method), totals=totals
+                provenance=provenance(),
+                fit=fit.info if fit else None,
+                label=label(self.method),
+                variant=self.planned.variant,
+                truth=Capability.TRUTH in self.method.needs,
+                totals=totals,
             )
+
+    def _named(self, folder: RunFolder) -> StoredRun:
+        """A run that is there already, under the name that it has in this command."""
+        variant = self.planned.variant
+        if variant is not None and self.plan.config.existing is not Existing.ONLY_CACHED:
+            folder.name_variant(variant)
+        return StoredRun.load(folder.path).called(variant)
 
     def _context(self, folder: Path) -> Context:
         plan = self.plan
@@ -197,7 +214,10 @@ class _MethodRun:
         config = self.plan.config
         key = self._fit_key(description)
         quiet = replace(ctx, stage_runner=None)
-        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, config.existing, self.report)
+        mark = digest(key)
+        existing = Existing.RESUME if mark in self.fitted else config.existing  # overwritten once, then shared
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, self.report)
+        self.fitted.add(mark)
         self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit
 
@@ -214,7 +234,7 @@ class _MethodRun:
         self._announce([requests[i] for i in left], len(requests))
         often = 0.1 if sys.stderr.isatty() else 30.0  # a log wants a line now and then
         start = len(requests) - len(left)
-        with tqdm(total=len(requests), initial=start, desc=self.method.name, unit="ex", mininterval=often) as bar:
+        with tqdm(total=len(requests), initial=start, desc=self.planned.title, unit="ex", mininterval=often) as bar:
             for number, batch in enumerate(batches[done:], done):
                 self._run_batch(folder, number, [requests[i] for i in batch])
                 bar.update(len(batch))
@@ -229,7 +249,7 @@ class _MethodRun:
             long = f", at most about {duration(seconds)} here"
         again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
         self.report(
-            f"{self.method.name}: generating {len(requests)} of {planned} examples{again}, {prompt:,} prompt tokens, "
+            f"{self.planned.title}: generating {len(requests)} of {planned} examples{again}, {prompt:,} prompt tokens, "
             f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
         )
 
@@ -275,10 +295,19 @@ class _MethodRun:
 
 def label(method: Method) -> str:
     """The method's name, with the knobs that are not at their defaults."""
-    defaults = type(method).Config().model_dump()
-    changed = {k: v for k, v in method.config.model_dump().items() if v != defaults[k]}
-    told = ", ".join(f"{k}={v}" for k, v in sorted(changed.items()))
+    told = ", ".join(f"{k}={v}" for k, v in sorted(method.config.changed().items()))
     return f"{method.name} ({told})" if told else method.name
+
+
+def _data_told(dataset: Dataset) -> dict[str, Any]:
+    """What an export tells of the data, and what it needs of them to write again."""
+    splits = {"train": dataset.train, "dev": dataset.dev, "test": dataset.test}
+    return {
+        "task": asdict(dataset.task),
+        "examples": {name: len(split) for name, split in splits.items()},
+        "users": {name: len({example.user_id for example in split.examples}) for name, split in splits.items()},
+        "synthetic": dataset.truth is not None,
+    }
 
 
 def _method_key(method: Method) -> dict[str, Any]:
@@ -303,7 +332,7 @@ def summary(run: StoredRun) -> str:
     """One line on a finished run."""
     totals = run.totals
     fit = run.manifest.get("fit") or {}
-    parts = [f"{run.method} (seed {run.description['seed']}): {totals['examples']} examples"]
+    parts = [f"{run.title} (seed {run.description['seed']}): {totals['examples']} examples"]
     if totals["wall_seconds"]:
         parts[0] += f" in {duration(totals['wall_seconds'])} ({totals['examples'] / totals['wall_seconds']:.2f}/s)"
         parts.append(f"{totals['prompt_tokens']:,} prompt and {totals['output_tokens']:,} new tokens")

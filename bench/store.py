@@ -302,12 +302,15 @@ class RunFolder:
         provenance: Mapping[str, Any],
         fit: Mapping[str, Any] | None = None,
         label: str | None = None,
+        variant: str | None = None,
+        truth: bool = False,
         totals: Mapping[str, Any] | None = None,
     ) -> StoredRun:
         """Writes the manifest, which makes the run complete, and returns the run.
 
         Totals are summed from the stored batches, so that a resumed run counts what an earlier process did;
-        `totals` adds to them or replaces them (embed_seconds, peak_memory).
+        `totals` adds to them or replaces them (embed_seconds, peak_memory). `label` and `variant` are how tables call
+        the run, `truth` says whether the method was told how the data were made; none of them is part of its key.
         """
         if self._batches is None or self._done != len(self._batches):
             raise RuntimeError("a run is finished only after all of its batches are appended")
@@ -323,12 +326,25 @@ class RunFolder:
             "records_sha256": file_digest(self.file(RECORDS)),
             "status": "complete",
             "totals": {**_totals(self.file(RECORDS), self.file(TIMINGS)), **(totals or {})},
+            "truth": truth,
+            "variant": variant,
         }
         try:
             write_atomic(self.file(MANIFEST), pretty_json(manifest))
         except OSError as error:
             raise self._write_error(self.file(MANIFEST), error) from error
         return StoredRun.load(self.path)
+
+    def name_variant(self, variant: str) -> None:
+        """Gives a complete run that has no name in an ablation this one, so that later tables have it too.
+
+        The name is a convenience: a folder that another process holds, or that cannot be written, is left as it is.
+        """
+        with contextlib.suppress(UsageError, OSError):
+            self._acquire()
+            manifest = read_object(self.file(MANIFEST))
+            if manifest.get("variant") is None:
+                write_atomic(self.file(MANIFEST), pretty_json({**manifest, "variant": variant}))
 
 
 class _Tail:

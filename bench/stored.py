@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ ID_FIELD, ERROR_FIELD = "example_id", "error"
 
 Record = Mapping[str, Any]
 _NAMED = ("dataset", "method", "engine")
+
+
+def row_title(method: str, variant: str | None) -> str:
+    """How a method is called where its variants stand beside it."""
+    return method if variant is None else f"{method}: {variant}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ class StoredRun:
             raise UsageError(f"{path / MANIFEST} is not the manifest of a run")
         return cls(path, manifest)
 
+    def called(self, variant: str | None) -> StoredRun:
+        """The same run under an ablation's name for it; what is stored stays as it is."""
+        return replace(self, manifest={**self.manifest, "variant": variant})
+
     def damage(self) -> str | None:
         """What is wrong with the stored records, or None if they are those of the manifest."""
         records = self.path / RECORDS
@@ -90,6 +99,17 @@ class StoredRun:
     def method(self) -> str:
         """Registry name of the method."""
         return str(self.description["method"]["name"])
+
+    @property
+    def variant(self) -> str | None:
+        """What an ablation calls this run, if it was made or found in one. No part of the key."""
+        value = self.manifest.get("variant")
+        return None if value is None else str(value)
+
+    @property
+    def title(self) -> str:
+        """The method's name, and what an ablation calls it."""
+        return row_title(self.method, self.variant)
 
     @property
     def totals(self) -> Mapping[str, Any]:

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from bench.cells import COSTS, EMPTY, Cell, Mark, difference_cell, estimate_cell, label_cell, plain_cell
-from bench.comparison import (
-    CEILING,
-    Entry,
-    clashes,
-    flatten,
-    group_mixed,
-    make_entries,
-    mark_mixed,
-    own_label,
-    printable,
-    refuse_clashes,
-    shown,
-)
-from bench.errors import UnknownName, UsageError
-from bench.stats import DEFAULT_RESAMPLES, DIMENSIONS, Floats, Scored, paired_bootstrap
+from bench.comparison import Entry, clashes, group_mixed, make_entries, mark_mixed, printable, refuse_clashes
+from bench.errors import UsageError
+from bench.estimates import Estimates, Options, estimate, make_options
+from bench.footnotes import notes
+from bench.stats import DEFAULT_RESAMPLES, Scored
 from bench.store import MetricInfo, StoredRun
-
-DEFAULT_BASELINE = "nonperso"
-METRIC_ORDER = ("rouge1", "rougeL", "meteor", "bleu", "bertscore", "trait_recovery")
-"""The order in which papers on the task give their metrics; others follow."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +55,6 @@ class Table:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """One group's estimates: metric -> label -> result."""
-
-    by_metric: Mapping[str, Mapping[str, Scored]]
-    users: int
-    examples: int
-    baseline: str | None
-
-
-@dataclass
-class _Options:
-    metrics: list[str]
-    infos: dict[str, MetricInfo]
-    baseline: str | None
-    resamples: int
-    seed: int
-    notes: list[str] = field(default_factory=list)
-
-
 def leaderboards(
     runs: Sequence[StoredRun],
     *,
@@ -130,14 +93,14 @@ def leaderboard(
     """Quality with 95 % intervals and cost of every method, and differences to a baseline, on one dataset.
 
     `metrics` chooses and orders the metrics (default: all that any run has); `baseline` is a method or a row's label
-    (default: nonperso, if there). Raises UsageError if rows differ in split, engine, sampling, prompt budget or metric
-    signature, unless `mixed`, which groups them by split and model and marks what else differs; UnknownName for a
-    metric or baseline that no run has.
+    (default: the full method of an ablation, else nonperso, if there). Raises UsageError if rows differ in split,
+    engine, sampling, prompt budget or metric signature, unless `mixed`, which groups them by split and model and marks
+    what else differs; UnknownName for a metric or baseline that no run has.
     """
     if len({run.dataset for run in runs}) != 1:
         raise UsageError("a leaderboard shows the runs of one dataset")
     entries = make_entries(runs)
-    options = _options(entries, metrics, baseline, resamples, seed)
+    options = make_options(entries, metrics, baseline, resamples, seed)
     found = clashes(entries, options.metrics)
     groups: list[tuple[str, list[Entry]]] = [("", entries)]
     if mixed:
@@ -148,99 +111,21 @@ def leaderboard(
     else:
         refuse_clashes(runs[0].dataset, found)
     sections: list[Section] = []
-    scored = [(title, rows, _score(rows, options)) for title, rows in groups]
+    scored = [(title, rows, estimate(rows, options)) for title, rows in groups]
     columns = _columns(entries, options)
     for title, rows, scores in scored:
         sections.append(_score_section(title, rows, scores, columns, options))
         if scores.baseline is not None and len(rows) > 1 and options.metrics:
             sections.append(_difference_section(title, rows, scores, options))
-    notes = [*_notes(entries, [scores for _, _, scores in scored], options), *options.notes]
+    told = [*notes(entries, [scores for _, _, scores in scored], options), *options.notes]
     name = printable(runs[0].dataset)
-    return Table(f"Leaderboard: {name}", name, tuple(sections), tuple(notes))
-
-
-def _options(
-    entries: Sequence[Entry], metrics: Sequence[str] | None, baseline: str | None, resamples: int, seed: int
-) -> _Options:
-    infos: dict[str, MetricInfo] = {}
-    for entry in entries:
-        for scores in filter(None, entry.scores):
-            infos = {**infos, **{name: info for name, info in scores.metrics.items() if name not in infos}}
-    for name in metrics or ():
-        if name not in infos:
-            raise UnknownName("metric", name, infos, "Only scored metrics can be shown: python -m bench score")
-    for info in infos.values():
-        if info.reducer not in DIMENSIONS:
-            raise UnknownName("reducer", info.reducer, DIMENSIONS, f"Metric {info.name!r} was scored by other code.")
-    known = {entry.label for entry in entries} | {entry.method for entry in entries}
-    if baseline is not None and baseline not in known:
-        raise UnknownName("baseline", baseline, known)
-    chosen = list(dict.fromkeys(metrics)) if metrics else sorted(infos, key=lambda name: _place(infos[name]))
-    return _Options(chosen, infos, baseline, resamples, seed)
-
-
-def _place(info: MetricInfo) -> tuple[int, int, str]:
-    """Known metrics first, then others: those to raise, those to lower, those without a good side."""
-    known = METRIC_ORDER.index(info.name) if info.name in METRIC_ORDER else len(METRIC_ORDER)
-    return known, (True, False, None).index(info.higher_is_better), info.name
-
-
-# --- scores ------------------------------------------------------------------------------------------------------
-
-
-def _score(entries: Sequence[Entry], options: _Options) -> _Scores:
-    """Bootstrap of each metric over the users of these rows."""
-    owners: dict[str, str] = {}
-    for entry in entries:
-        for run in entry.runs:
-            for record in run.records:
-                owners[record["example_id"]] = str(record.get("user_id", record["example_id"]))
-    examples = {example: index for index, example in enumerate(sorted(owners))}
-    user_index = {user: index for index, user in enumerate(sorted(set(owners.values())))}
-    users = np.array([user_index[owners[example]] for example in examples], dtype=np.intp)
-    baseline = _baseline(entries, options)
-    by_metric: dict[str, dict[str, Scored]] = {}
-    for name in options.metrics:
-        reducer = options.infos[name].reducer
-        values = {e.label: _values(e, name, examples, reducer) for e in entries if name in e.metric_names}
-        by_metric[name] = paired_bootstrap(
-            values,
-            users,
-            reducer=reducer,
-            baseline=baseline if baseline in values else None,
-            resamples=options.resamples,
-            seed=options.seed,
-        )
-    return _Scores(by_metric, len(user_index), len(examples), baseline)
-
-
-def _baseline(entries: Sequence[Entry], options: _Options) -> str | None:
-    wanted = options.baseline or DEFAULT_BASELINE
-    labels = [entry.label for entry in entries if entry.label == wanted]
-    labels = labels or [entry.label for entry in entries if entry.method == wanted]
-    if len(labels) > 1 and options.baseline:
-        raise UsageError(f"several rows are of method {wanted!r}; name one with --baseline: {', '.join(labels)}")
-    return labels[0] if len(labels) == 1 else None
-
-
-def _values(entry: Entry, metric: str, examples: Mapping[str, int], reducer: str) -> Floats:
-    """(seeds, examples, numbers of the reducer), NaN where there is no value."""
-    array = np.full((len(entry.runs), len(examples), DIMENSIONS[reducer]), np.nan)
-    for index, (run, scores) in enumerate(zip(entry.runs, entry.scores, strict=True)):
-        for example, value in (scores.values[metric] if scores else {}).items():
-            if value is None:
-                continue
-            if example not in examples or len(value) != DIMENSIONS[reducer]:
-                cure = f"score it anew: python -m bench score {run.path}"
-                raise UsageError(f"{run.path}: the {metric} of example {example!r} does not fit the records; {cure}")
-            array[index, examples[example]] = value
-    return array
+    return Table(f"Leaderboard: {name}", name, tuple(sections), tuple(told))
 
 
 # --- sections ----------------------------------------------------------------------------------------------------
 
 
-def _columns(entries: Sequence[Entry], options: _Options) -> tuple[Column, ...]:
+def _columns(entries: Sequence[Entry], options: Options) -> tuple[Column, ...]:
     columns = [Column("method", "method", "label")]
     if any(len(entry.runs) > 1 for entry in entries):
         columns.append(Column("seeds", "seeds", "label"))
@@ -250,13 +135,13 @@ def _columns(entries: Sequence[Entry], options: _Options) -> tuple[Column, ...]:
     return (*columns, *(Column(key, title, "cost") for key, (title, _) in COSTS.items()))
 
 
-def _metric_columns(options: _Options) -> list[Column]:
+def _metric_columns(options: Options) -> list[Column]:
     infos = [options.infos[name] for name in options.metrics]
     return [Column(info.name, printable(info.name), "metric", info.higher_is_better) for info in infos]
 
 
 def _score_section(
-    title: str, entries: Sequence[Entry], scores: _Scores, columns: tuple[Column, ...], options: _Options
+    title: str, entries: Sequence[Entry], scores: Estimates, columns: tuple[Column, ...], options: Options
 ) -> Section:
     ordered = _ordered(entries, scores, options)
     rows = []
@@ -274,7 +159,7 @@ def _score_section(
     return Section(title, title, columns, tuple(rows))
 
 
-def _difference_section(title: str, entries: Sequence[Entry], scores: _Scores, options: _Options) -> Section:
+def _difference_section(title: str, entries: Sequence[Entry], scores: Estimates, options: Options) -> Section:
     columns = [Column("method", "method", "label"), *_metric_columns(options)]
     rows = []
     for entry in _ordered(entries, scores, options):
@@ -283,17 +168,23 @@ def _difference_section(title: str, entries: Sequence[Entry], scores: _Scores, o
         cells = [label_cell(entry)]
         for name in options.metrics:
             scored = scores.by_metric[name].get(entry.label)
-            cells.append(difference_cell(scored.difference if scored else None, options.infos[name].reducer))
+            test = scores.tests.get((name, entry.label))
+            cells.append(difference_cell(scored.difference if scored else None, options.infos[name].reducer, test))
         counts = {cell.users for cell in cells[1:] if cell.users is not None}
         text = "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else EMPTY
         rows.append(Row((*cells, Cell(text, max(counts, default=None))), entry.ceiling))
     heading = f"Difference to {scores.baseline}" + (f" ({title})" if title else "")
-    return Section(heading, title, (*columns, Column("users", "users", "label")), tuple(rows), scores.baseline)
+    if len({row.cells[-1].text for row in rows}) > 1:
+        columns.append(Column("users", "users", "label"))
+    else:  # a column that says the same in every row takes room from those that do not
+        heading += f", {rows[0].cells[-1].text} users"
+        rows = [replace(row, cells=row.cells[:-1]) for row in rows]
+    return Section(heading, title, tuple(columns), tuple(rows), scores.baseline)
 
 
-def _ordered(entries: Sequence[Entry], scores: _Scores, options: _Options) -> list[Entry]:
+def _ordered(entries: Sequence[Entry], scores: Estimates, options: Options) -> list[Entry]:
     """Best first by the first metric that has a good side, rows without it last, ceilings after all."""
-    ranking = next((name for name in options.metrics if options.infos[name].higher_is_better is not None), None)
+    ranking = next(iter(options.ranked), None)
 
     def place(entry: Entry) -> tuple[bool, bool, float, str]:
         scored = scores.by_metric[ranking].get(entry.label) if ranking is not None else None
@@ -318,83 +209,3 @@ def _ranks(entries: Sequence[Entry], scored: Mapping[str, Scored], info: MetricI
         return {}
     places = {label: sum(other > value for other in values.values()) for label, value in values.items()}
     return {label: (Mark.BEST, Mark.SECOND)[place] for label, place in places.items() if place < 2}
-
-
-# --- footnotes ---------------------------------------------------------------------------------------------------
-
-
-def _notes(entries: Sequence[Entry], scores: Sequence[_Scores], options: _Options) -> list[str]:
-    counts = " / ".join(f"{s.examples} examples of {s.users} users" for s in scores)
-    interval = f"95 % intervals: paired bootstrap over users, {options.resamples:,} resamples"
-    enough = options.metrics and any(s.users > 1 for s in scores)
-    notes = [f"{counts}. {interval}." if enough else f"{counts}."]
-    if any(len(entry.runs) > 1 for entry in entries):
-        seeds = sorted({str(seed) for entry in entries for seed in entry.seeds})
-        notes.append(f"Scores and training seconds are means over seeds ({', '.join(seeds)}).")
-    notes += _metric_notes(entries, scores, options)
-    if any(entry.ceiling for entry in entries):
-        notes.append(f"{CEILING} knows how the data were made: a ceiling, not ranked.")
-    notes.append(
-        "ex/s: examples a second while generating; prompt tok/s: reading prompts; generated tok/s: writing; "
-        "- where no model is asked or nothing was measured."
-    )
-    return [*notes, *_identity_notes(entries, options)]
-
-
-def _metric_notes(entries: Sequence[Entry], scores: Sequence[_Scores], options: _Options) -> list[str]:
-    notes = []
-    lower = [name for name in options.metrics if options.infos[name].higher_is_better is False]
-    neutral = [name for name in options.metrics if options.infos[name].higher_is_better is None]
-    if lower:
-        notes.append(f"Lower is better: {printable(', '.join(lower))}.")
-    if neutral:
-        notes.append(f"Neither high nor low is better, not ranked: {printable(', '.join(neutral))}.")
-    absent = [text for group in scores for text in _missing(group)]
-    if absent:
-        notes.append(f"Values that are missing, counted and not averaged: {'; '.join(absent)}.")
-    unscored = [entry.label for entry in entries if not set(options.metrics) <= entry.metric_names or not entry.scores]
-    if unscored or not options.metrics:
-        rows = ", ".join(unscored) or "all rows"
-        notes.append(f"Not fully scored: {rows}; python -m bench score does it.")
-    return notes
-
-
-def _missing(scores: _Scores) -> list[str]:
-    """For each row with missing values: how many of which metric."""
-    rows: dict[str, dict[str, int]] = {}
-    for name, by_label in scores.by_metric.items():
-        for label, scored in by_label.items():
-            if scored.score.missing:
-                rows.setdefault(label, {})[printable(name)] = scored.score.missing
-    every = {label: sum(label in by_label for by_label in scores.by_metric.values()) for label in rows}
-    return [
-        f"{label}: {next(iter(counts.values()))} of each metric"
-        if len(counts) == every[label] > 1 and len(set(counts.values())) == 1
-        else f"{label}: " + ", ".join(f"{count} of {name}" for name, count in counts.items())
-        for label, counts in rows.items()
-    ]
-
-
-def _identity_notes(entries: Sequence[Entry], options: _Options) -> list[str]:
-    """What all rows share, from the first row that asks a model."""
-    speaking = next((entry for entry in entries if entry.asks_model), entries[0])
-    description = speaking.runs[0].description
-    dataset = {key: value for key, value in description["dataset"].items() if key != "name" and value}
-    notes = [f"Dataset {printable(str(description['dataset']['name']))}: {_told(dataset)}."]
-    told = [own_label(entry.runs[0]) for entry in entries]
-    if knobs := [label for label, entry in zip(told, entries, strict=True) if label not in (entry.label, entry.method)]:
-        notes.append(f"Knobs that are not at their defaults: {printable('; '.join(knobs))}.")
-    if speaking.asks_model:
-        parts = [part for part in ("engine", "sampling", "prompt") if description.get(part)]
-        notes += [f"{part.capitalize()}: {_told(description[part])}." for part in parts]
-    signatures = [options.infos[name].signature for name in options.metrics]
-    if signatures:
-        notes.append(f"Metrics: {printable('; '.join(signatures))}.")
-    return notes
-
-
-def _told(values: Mapping[str, Any]) -> str:
-    """Settings in words, what names the thing first, what is not set left out."""
-    flat = {path: value for path, value in flatten(values).items() if value not in (None, {}, [])}
-    ordered = sorted(flat, key=lambda path: (path != "name", path != "model", path))
-    return ", ".join(f"{printable(path)} {shown(flat[path])}" for path in ordered)

@@ -62,6 +62,8 @@ class Field:
     label: str
     shortenable: bool = False
     """Whether a prompt over its budget may cut this value (long descriptions: yes; titles, ratings: no)."""
+    of_item: bool = False
+    """Whether it describes the item (title, description) and not what the user made of it (rating, review title)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ REVIEW_TASK = Task(
     name="review",
     noun="review",
     fields=(
-        Field("item_title", "Item title"),
-        Field("item_description", "Item description", shortenable=True),
+        Field("item_title", "Item title", of_item=True),
+        Field("item_description", "Item description", shortenable=True, of_item=True),
         Field("rating", "Rating"),
         Field("title", "Review title"),
     ),

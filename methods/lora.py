@@ -96,7 +96,7 @@ class Lora(Method):
                 model = get_peft_model(lm.model, self._peft_config)
             try:
                 learner = _Adapter(model)
-                self.log = train(lm, train_rows, dev_rows, learner, config, seed, "fit lora")
+                self.log = train(lm, train_rows, dev_rows, learner, config, seed, "fit lora", work=ctx.work)
                 state = get_peft_model_state_dict(model)
                 self._state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             finally:

@@ -61,6 +61,7 @@ def make_run(
     failed: Sequence[str] = (),
     fit: Mapping[str, Any] | None = None,
     label: str | None = None,
+    variant: str | None = None,
     peak: int | None = 3 * 2**30,
     complete: bool = True,
     **changes: Any,
@@ -85,7 +86,7 @@ def make_run(
             folder.append(index, records, BatchTiming(index, len(batch), *tokens, 2.0, peak))
             if not complete:
                 return None
-        run = folder.finish(provenance={"version": "test"}, fit=fit, label=label)
+        run = folder.finish(provenance={"version": "test"}, fit=fit, label=label, variant=variant, truth=not asks)
     rows = []
     for example, _ in pairs:
         gone = example in missing or example in failed

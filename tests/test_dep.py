@@ -22,7 +22,7 @@ from bench.types import Document, Example, LabeledSplit, Request, slot
 from methods.dep import Dep
 from methods.dep.config import DepConfig
 from methods.dep.differences import review_vectors
-from methods.dep.method import _SoftPrompts
+from methods.dep.learner import SoftPrompts
 
 __all__ = ["one_thread"]
 
@@ -62,8 +62,8 @@ def expected_soft(method: Dep, of: Example, ctx: Context, shown: Sequence[Docume
         found = review_vectors([of], [[review]], ctx.population, method.config, ctx.encoder.encode)[0]
         with torch.no_grad():
             arrays = (found.own, found.difference, found.has_peers)
-            tokens, _ = method.module(*(torch.from_numpy(a) for a in arrays))
-        soft[f"history {number}"], soft[f"difference {number}"] = tokens[0, :1].numpy(), tokens[0, 1:].numpy()
+            tokens = method.module(*(torch.from_numpy(a) for a in arrays))
+        soft[f"history {number}"], soft[f"difference {number}"] = tokens[0, 0].numpy(), tokens[0, 1].numpy()
     return soft
 
 
@@ -180,8 +180,8 @@ def test_fit_lowers_the_losses_and_keeps_the_best_epoch(small: World, engine: HF
     assert log.epochs[-1].train_auxiliary < untrained.log.epochs[0].train_auxiliary
     # What is kept is what had that loss: computed anew from the module that fit left.
     lm = engine.language_model()
-    rows, inputs = method._rows(lm, small.dev, None, ctx)
-    learner = _SoftPrompts(method.module, lm.device, inputs, [], 1.0)
+    rows, inputs = method.rows(lm, small.dev, None, ctx)
+    learner = SoftPrompts(method.module, lm.device, inputs, 1.0)
     assert evaluate_loss(lm, rows, learner, method.config) == pytest.approx(min(losses), rel=1e-5)
 
 
@@ -203,8 +203,8 @@ def test_a_rows_losses_and_vectors_do_not_depend_on_its_company(engine: HFEngine
     method = fitted(World(split, split, split, ctx.population), ctx)
     assert method.module is not None
     lm = engine.language_model()
-    rows, inputs = method._rows(lm, split, None, ctx)
-    learner = _SoftPrompts(method.module, lm.device, inputs, [], 100.0)
+    rows, inputs = method.rows(lm, split, None, ctx)
+    learner = SoftPrompts(method.module, lm.device, inputs, 100.0)
     together, auxiliary = learner.soft(rows, training=False)
     assert together is not None
     assert auxiliary is not None
@@ -220,10 +220,12 @@ def test_a_rows_losses_and_vectors_do_not_depend_on_its_company(engine: HFEngine
 def test_the_auxiliary_loss_is_the_mean_over_a_rows_vectors(small: World, ready: Dep, engine: HFEngine) -> None:
     ctx, lm = context(small.population, engine), engine.language_model()
     assert ready.module is not None
-    rows, inputs = ready._rows(lm, small.train, None, ctx)
-    learner = _SoftPrompts(ready.module, lm.device, inputs, [], 7.0)
+    rows, inputs = ready.rows(lm, small.train, None, ctx)
+    learner = SoftPrompts(ready.module, lm.device, inputs, 7.0)
     autoencoder = ready.module.autoencoder
-    for row, found in zip(rows, inputs, strict=True):
+    assert autoencoder is not None
+    for row, prepared in zip(rows, inputs, strict=True):
+        found = prepared.vectors
         every = torch.from_numpy(np.concatenate([found.own, found.difference[found.has_peers]]))
         with torch.no_grad():
             back = autoencoder.decoder(autoencoder.encode(every))

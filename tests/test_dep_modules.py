@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from methods.dep.config import DepConfig
-from methods.dep.modules import DepModule, SparseAutoencoder
+from methods.dep.modules import Autoencoder, DepModule
 
 SIZE, LATENT, HIDDEN = 12, 20, 8
 Array = npt.NDArray[np.float64]
@@ -25,6 +25,23 @@ def make(seed: int = 0, **config: Any) -> DepModule:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DepModule(SIZE, HIDDEN, DepConfig(latent_size=LATENT, **{"k": 5, **config}))
+
+
+def inner(module: DepModule) -> Autoencoder:
+    assert module.autoencoder is not None
+    return module.autoencoder
+
+
+def pair(module: DepModule, own: torch.Tensor, difference: torch.Tensor, has: torch.Tensor) -> torch.Tensor:
+    """Soft tokens without trained markers: (reviews, 2, hidden)."""
+    soft: torch.Tensor = module(own, difference, has)
+    assert soft.shape == (len(own), 2, 1, HIDDEN)
+    return soft[:, :, 0]
+
+
+def each(module: DepModule, own: torch.Tensor, difference: torch.Tensor, has: torch.Tensor) -> torch.Tensor:
+    """The autoencoder's loss with every review as a row of its own."""
+    return module.row_losses(own, difference, has, torch.arange(len(own)), len(own))
 
 
 def unit(count: int, seed: int = 1) -> torch.Tensor:
@@ -48,7 +65,7 @@ def rms(tensor: torch.Tensor) -> float:
     return float(tensor.detach().square().mean().sqrt())
 
 
-def naive_code(model: SparseAutoencoder, vector: Array, k: int | None) -> Array:
+def naive_code(model: Autoencoder, vector: Array, k: int | None) -> Array:
     """ReLU latents of one vector; with k, all but the k largest are put to zero one by one."""
     centred = vector - array(model.decoder.bias)
     latents = [max(0.0, float(row @ centred) + float(b)) for row, b in zip(*encoder(model), strict=True)]
@@ -56,11 +73,11 @@ def naive_code(model: SparseAutoencoder, vector: Array, k: int | None) -> Array:
     return np.array([value if i in set(kept) else 0.0 for i, value in enumerate(latents)])
 
 
-def encoder(model: SparseAutoencoder) -> tuple[Array, Array]:
+def encoder(model: Autoencoder) -> tuple[Array, Array]:
     return array(model.encoder.weight), array(model.encoder.bias)
 
 
-def naive_loss(model: SparseAutoencoder, vector: Array, k: int | None, l1: float) -> float:
+def naive_loss(model: Autoencoder, vector: Array, k: int | None, l1: float) -> float:
     code = naive_code(model, vector, k)
     gaps = [abs(float(x)) for x in linear(model.decoder, code) - vector]
     smooth = [0.5 * g * g if g < 1 else g - 0.5 for g in gaps]
@@ -70,7 +87,7 @@ def naive_loss(model: SparseAutoencoder, vector: Array, k: int | None, l1: float
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, LATENT + 5), st.integers(1, 6))
 def test_topk_keeps_the_k_largest_and_nothing_negative(seed: int, k: int, count: int) -> None:
-    model, vectors = make(seed, k=k).autoencoder, 3 * unit(count, seed)
+    model, vectors = inner(make(seed, k=k)), 3 * unit(count, seed)
     code = model.encode(vectors)
     assert code.shape == (count, LATENT)
     assert (code >= 0).all()
@@ -81,14 +98,14 @@ def test_topk_keeps_the_k_largest_and_nothing_negative(seed: int, k: int, count:
 
 
 def test_topk_keeps_exactly_k_where_enough_latents_are_positive() -> None:
-    model = make(k=5).autoencoder
+    model = inner(make(k=5))
     with torch.no_grad():
         model.encoder.bias.fill_(10.0)
     assert ((model.encode(unit(30)) > 0).sum(-1) == 5).all()
 
 
 def test_l1_keeps_every_positive_latent() -> None:
-    model, vectors = make(autoencoder="l1").autoencoder, unit(9)
+    model, vectors = inner(make(autoencoder="l1")), unit(9)
     expected = np.stack([naive_code(model, array(v), None) for v in vectors])
     np.testing.assert_allclose(array(model.encode(vectors)), expected, atol=1e-6)
     assert ((expected > 0).sum(-1) > 5).any()
@@ -97,14 +114,14 @@ def test_l1_keeps_every_positive_latent() -> None:
 @pytest.mark.parametrize(("kind", "k", "l1"), [("topk", 5, 0.0), ("l1", None, 0.25)])
 def test_loss_of_each_vector_is_smooth_l1_plus_penalty(kind: str, k: int | None, l1: float) -> None:
     """Vectors long enough that both branches of smooth-L1 are met."""
-    model, vectors = make(autoencoder=kind, l1_weight=0.25).autoencoder, 4 * unit(7)
-    got = model.loss(vectors, model.encode(vectors))
+    model, vectors = inner(make(autoencoder=kind, sparsity_weight=0.25)), 4 * unit(7)
+    got = model.loss(vectors, model.encode(vectors), torch.arange(7), 7)
     np.testing.assert_allclose(array(got), [naive_loss(model, array(v), k, l1) for v in vectors], rtol=1e-5)
 
 
 def test_the_decoder_is_linear() -> None:
     """It reaches values of any sign and size, and scales with the code."""
-    decoder = make().autoencoder.decoder
+    decoder = inner(make()).decoder
     code = torch.rand(3, LATENT)
     flat = decoder(torch.zeros(1, LATENT))
     torch.testing.assert_close(decoder(50 * code) - flat, 50 * (decoder(code) - flat), rtol=1e-4, atol=1e-4)
@@ -112,46 +129,125 @@ def test_the_decoder_is_linear() -> None:
 
 
 @pytest.mark.parametrize("kind", ["topk", "l1"])
-def test_per_review_loss_counts_a_difference_only_where_there_are_peers(kind: str) -> None:
-    module = make(autoencoder=kind, l1_weight=0.1)
+def test_a_rows_loss_is_the_mean_over_its_vectors_with_a_difference_only_where_there_are_peers(kind: str) -> None:
+    module = make(autoencoder=kind, sparsity_weight=0.1)
     own, difference, has_peers = unit(6), unit(6, 2), torch.tensor([True, False, True, False, False, True])
-    _, losses = module(own, difference, has_peers)
+    owner = torch.tensor([0, 0, 0, 2, 2, 3])  # row 1 has no review at all
+    losses = module.row_losses(own, difference, has_peers, owner, 5)
     k, l1 = (5, 0.0) if kind == "topk" else (None, 0.1)
-    expected = [
-        naive_loss(module.autoencoder, array(o), k, l1)
-        + (naive_loss(module.autoencoder, array(d), k, l1) if has else 0.0)
-        for o, d, has in zip(own, difference, has_peers.tolist(), strict=True)
-    ]
-    np.testing.assert_allclose(array(losses), expected, rtol=1e-5)
+    for row in range(5):
+        mine = (owner == row).tolist()
+        vectors = [v for v, m in zip(own, mine, strict=True) if m]
+        vectors += [v for v, m, h in zip(difference, mine, has_peers.tolist(), strict=True) if m and h]
+        naive = [naive_loss(inner(module), array(v), k, l1) for v in vectors]
+        assert float(losses[row].detach()) == pytest.approx(sum(naive) / max(1, len(naive)), rel=1e-5)
+
+
+def gelu(value: float) -> float:
+    return 0.5 * value * (1 + math.erf(value / math.sqrt(2)))
+
+
+def test_the_papers_loss_equals_its_formulas_written_out() -> None:
+    """z = GELU(A e + a), e' = GELU(B z + b); smooth-L1 and KL(0.05 || mean z over the row's vectors), clamped."""
+    module = make(autoencoder="paper", sparsity_weight=0.3)
+    model, vectors = inner(module), 3 * unit(16)
+    codes = [[gelu(float(x)) for x in linear(model.encoder, array(v))] for v in vectors]
+    np.testing.assert_allclose(array(model.encode(vectors)), codes, atol=1e-5)
+    back = [[gelu(float(x)) for x in linear(model.decoder, np.array(c))] for c in codes]
+    gaps = [abs(b - float(e)) for row, v in zip(back, vectors, strict=True) for b, e in zip(row, v, strict=True)]
+    smooth = sum(0.5 * g * g if g < 1 else g - 0.5 for g in gaps) / len(gaps)
+    means = [min(max(sum(c[j] for c in codes) / 16, 1e-6), 1 - 1e-6) for j in range(LATENT)]
+    assert min(means) == 1e-6  # the clamp is met: GELU latents have means below zero
+    divergence = [0.05 * math.log(0.05 / m) + 0.95 * math.log(0.95 / (1 - m)) for m in means]
+    loss = model.loss(vectors, model.encode(vectors), torch.zeros(16, dtype=torch.long), 1)
+    assert float(loss.detach()) == pytest.approx(smooth + 0.3 * sum(divergence) / LATENT, rel=1e-4)
+    halves = vectors[:8], vectors[8:], torch.ones(8, dtype=torch.bool)
+    both = module.row_losses(*halves, torch.zeros(8, dtype=torch.long), 1)
+    torch.testing.assert_close(both, loss)  # history and difference vectors of a row share one mean
+
+
+@pytest.mark.parametrize("kind", ["topk", "l1", "paper"])
+def test_a_rows_loss_is_the_same_in_any_company(kind: str) -> None:
+    module, has = make(autoencoder=kind), torch.tensor([True, True, False, True, True, False])
+    own, difference, owner = unit(6), unit(6, 2), torch.tensor([0, 0, 1, 1, 1, 2])
+    together = module.row_losses(own, difference, has, owner, 3)
+    for row in range(3):
+        mine = owner == row
+        alone = module.row_losses(own[mine], difference[mine], has[mine], owner[mine] * 0, 1)
+        torch.testing.assert_close(alone[0], together[row])
+
+
+def test_without_an_autoencoder_vectors_go_straight_into_the_projectors() -> None:
+    module = make(autoencoder="none", projector="linear")
+    own, difference, has = unit(3), unit(3, 2), torch.ones(3, dtype=torch.bool)
+    soft = pair(module, own, difference, has)
+    for kind, (projector, vectors) in enumerate(((module.history, own), (module.difference, difference))):
+        assert projector is not None
+        for row, vector in enumerate(vectors):
+            np.testing.assert_allclose(array(soft[row, kind]), linear(projector, array(vector)), atol=1e-5)
+    assert each(module, own, difference, has).tolist() == [0.0] * 3
+    assert module.sparsity(own) is None
+
+
+@pytest.mark.parametrize("kind", ["history", "difference"])
+def test_one_kind_of_token_alone_is_that_of_the_full_module(kind: str) -> None:
+    full, alone = make(), make(tokens=kind)
+    alone.load_state_dict({k: v for k, v in full.state_dict().items() if k in alone.state_dict()})
+    inputs = unit(4), unit(4, 2), torch.tensor([True, False, True, True])
+    index = 0 if kind == "history" else 1
+    assert torch.equal(alone(*inputs), full(*inputs)[:, index : index + 1])
+    only = make(tokens=kind, autoencoder="l1")
+    vectors = inputs[0] if kind == "history" else inputs[1][inputs[2]]
+    expected = sum(naive_loss(inner(only), array(v), None, 1e-3) for v in vectors) / len(vectors)
+    got = only.row_losses(*inputs, torch.zeros(4, dtype=torch.long), 1)
+    assert float(got.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_trained_markers_stand_around_each_token_and_learn() -> None:
+    plain, marked = make(), make(markers="trained")
+    marked.load_state_dict(plain.state_dict(), strict=False)
+    marked.calibrate(unit(0), unit(0), 0.3)
+    marked.no_peers = plain.no_peers
+    inputs = unit(4), unit(4, 2), torch.tensor([True, False, True, True])
+    soft = marked(*inputs)
+    assert soft.shape == (4, 2, 3, HIDDEN)
+    assert marked.width == 3
+    assert torch.equal(soft[:, :, 1], plain(*inputs)[:, :, 0])
+    assert marked.markers is not None
+    for kind in range(2):
+        for end, place in enumerate((0, 2)):
+            assert all(torch.equal(soft[i, kind, place], marked.markers[kind, end]) for i in range(4))
+    gradient = torch.autograd.grad(soft.sum(), marked.markers)[0]
+    torch.testing.assert_close(gradient, torch.full((2, 2, HIDDEN), 4.0))
 
 
 def test_soft_tokens_are_the_projected_codes_scaled() -> None:
     module = make()
     module.scale.copy_(torch.tensor([3.0, 0.5]))
     own, difference = unit(4), unit(4, 2)
-    soft, _ = module(own, difference, torch.ones(4, dtype=torch.bool))
-    assert soft.shape == (4, 2, HIDDEN)
+    soft = pair(module, own, difference, torch.ones(4, dtype=torch.bool))
     for kind, (projector, vectors) in enumerate(((module.history, own), (module.difference, difference))):
         for row, vector in enumerate(vectors):
+            assert isinstance(projector, torch.nn.Sequential)
             first, _, last = projector
-            hidden = linear(first, naive_code(module.autoencoder, array(vector), 5))
-            gelu = [0.5 * h * (1 + math.erf(h / math.sqrt(2))) for h in hidden.tolist()]
-            token = linear(last, np.array(gelu))
+            hidden = linear(first, naive_code(inner(module), array(vector), 5))
+            token = linear(last, np.array([gelu(h) for h in hidden.tolist()]))
             np.testing.assert_allclose(array(soft[row, kind]), token * float(module.scale[kind]), rtol=1e-4, atol=1e-6)
 
 
 def test_the_no_peers_token_stands_exactly_where_there_are_none_and_learns_from_there() -> None:
     module = make()
+    assert module.no_peers is not None
     with torch.no_grad():
         module.no_peers.normal_()
     has_peers = torch.tensor([False, True, False, True])
     own, difference = unit(4), unit(4, 2)
-    soft, _ = module(own, difference, has_peers)
+    soft = pair(module, own, difference, has_peers)
     assert [torch.equal(soft[i, 1], module.no_peers) for i in range(4)] == [True, False, True, False]
     assert not any(torch.equal(soft[i, 0], module.no_peers) for i in range(4))
     gradient = torch.autograd.grad(soft[:, 1].sum(), module.no_peers)[0]
     torch.testing.assert_close(gradient, torch.full((HIDDEN,), 2.0))
-    soft, _ = module(own[1:2], difference[1:2], has_peers[1:2])
+    soft = pair(module, own[1:2], difference[1:2], has_peers[1:2])
     assert torch.autograd.grad(soft.sum(), module.no_peers)[0].eq(0).all()
 
 
@@ -161,7 +257,8 @@ def test_what_stands_in_for_a_missing_difference_changes_nothing() -> None:
     outcomes = []
     for filler in (torch.zeros(2, SIZE), 7 * unit(2, 3)):
         module.zero_grad()
-        soft, losses = module(unit(2), filler, torch.tensor([False, False]))
+        inputs = unit(2), filler, torch.tensor([False, False])
+        soft, losses = module(*inputs), each(module, *inputs)
         (soft.square().sum() + losses.sum()).backward()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in module.parameters()]
         outcomes.append([soft.detach(), losses.detach(), *gradients])
@@ -171,9 +268,9 @@ def test_what_stands_in_for_a_missing_difference_changes_nothing() -> None:
 
 def test_zero_reviews_give_zero_tokens_and_gradients_still_flow() -> None:
     module = make()
-    soft, losses = module(torch.zeros(0, SIZE), torch.zeros(0, SIZE), torch.zeros(0, dtype=torch.bool))
-    assert soft.shape == (0, 2, HIDDEN)
-    assert losses.shape == (0,)
+    nothing = torch.zeros(0, SIZE), torch.zeros(0, SIZE), torch.zeros(0, dtype=torch.bool)
+    soft, losses = pair(module, *nothing), module.row_losses(*nothing, torch.zeros(0, dtype=torch.long), 2)
+    assert losses.tolist() == [0.0, 0.0]
     (soft.sum() + losses.sum()).backward()
     assert all(p.grad is None or p.grad.eq(0).all() for p in module.parameters())
 
@@ -185,10 +282,11 @@ def test_calibrated_soft_tokens_have_the_rms_that_was_asked_for(seed: int, wante
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module.calibrate(own, difference, wanted)
-    soft, _ = module(own[:40], difference, torch.ones(40, dtype=torch.bool))
-    history = module(own, torch.zeros(50, SIZE), torch.zeros(50, dtype=torch.bool))[0][:, 0]
+    soft = pair(module, own[:40], difference, torch.ones(40, dtype=torch.bool))
+    history = pair(module, own, torch.zeros(50, SIZE), torch.zeros(50, dtype=torch.bool))[:, 0]
     assert rms(history) == pytest.approx(wanted, rel=1e-4)
     assert rms(soft[:, 1]) == pytest.approx(wanted, rel=1e-4)
+    assert module.no_peers is not None
     assert 0.2 * wanted < rms(module.no_peers) < 3 * wanted  # a draw of eight numbers
 
 
@@ -199,7 +297,13 @@ def test_calibration_without_differences_leaves_a_finite_module() -> None:
     assert all(torch.isfinite(t).all() for t in module.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", ["topk", "l1"])
+def test_uncalibrated_projectors_are_left_as_they_are() -> None:
+    module = make()
+    module.calibrate(unit(5), unit(5, 2), 0.1, scale=False)
+    assert module.scale.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["topk", "l1", "paper", "none"])
 def test_saved_and_loaded_it_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
     module = make(autoencoder=kind)
     module.calibrate(unit(5), unit(5, 2), 0.1)
@@ -207,8 +311,8 @@ def test_saved_and_loaded_it_gives_the_same_bits(kind: str, tmp_path: Path) -> N
     other = make(seed=99, autoencoder=kind)
     other.load_state_dict(load_file(tmp_path / "adapter.safetensors"))
     inputs = unit(6, 3), unit(6, 4), torch.tensor([True, False] * 3)
-    for left, right in zip(module(*inputs), other(*inputs), strict=True):
-        assert torch.equal(left, right)
+    assert torch.equal(module(*inputs), other(*inputs))
+    assert torch.equal(each(module, *inputs), each(other, *inputs))
 
 
 @settings(max_examples=25, deadline=None)
@@ -216,24 +320,26 @@ def test_saved_and_loaded_it_gives_the_same_bits(kind: str, tmp_path: Path) -> N
 def test_sparsity_report_equals_a_count_by_hand(seed: int, count: int, kind: str) -> None:
     model, vectors = make(seed, autoencoder=kind), unit(count, seed)
     k = 5 if kind == "topk" else None
-    codes = [naive_code(model.autoencoder, array(v), k) for v in vectors]
+    codes = [naive_code(inner(model), array(v), k) for v in vectors]
     mean = array(vectors).mean(0)
     residual = sum(
-        float(((v - linear(model.autoencoder.decoder, c)) ** 2).sum())
-        for v, c in zip(array(vectors), codes, strict=True)
+        float(((v - linear(inner(model).decoder, c)) ** 2).sum()) for v, c in zip(array(vectors), codes, strict=True)
     )
     total = sum(float(((v - mean) ** 2).sum()) for v in array(vectors))
     report = model.sparsity(vectors)
+    assert report is not None
     assert report.l0 == pytest.approx(sum((c > 0).sum() for c in codes) / count)
     assert report.dead_share == pytest.approx(sum(all(c[i] <= 0 for c in codes) for i in range(LATENT)) / LATENT)
     if count > 1:
         assert report.explained_variance == pytest.approx(1 - residual / total, rel=1e-3, abs=1e-4)
 
 
-def test_every_parameter_learns() -> None:
+@pytest.mark.parametrize("config", [{}, {"autoencoder": "paper", "markers": "trained"}, {"autoencoder": "none"}])
+def test_every_parameter_learns(config: dict[str, Any]) -> None:
     """No part is cut off from both losses."""
-    module = make()
+    module = make(**config)
     module.calibrate(unit(30), unit(30, 2), 0.1)
-    soft, losses = module(unit(30), unit(30, 2), torch.tensor([True] * 15 + [False] * 15))
+    inputs = unit(30), unit(30, 2), torch.tensor([True] * 15 + [False] * 15)
+    soft, losses = module(*inputs), each(module, *inputs)
     (soft.square().sum() + losses.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())

@@ -228,7 +228,7 @@ class Learner(Method):
 
 @pytest.fixture
 def learner(monkeypatch: pytest.MonkeyPatch) -> type[Learner]:
-    monkeypatch.setattr("bench.plan._method_class", lambda name: Learner)
+    monkeypatch.setattr("bench.ablation.method_class", lambda name: Learner)
     monkeypatch.setattr(Learner, "fits", 0)
     return Learner
 

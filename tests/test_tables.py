@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from fabricate import METRICS, MODEL, describe, examples, make_run, make_store
 
-from bench.cells import COSTS, Mark, estimate_cell
+from bench.cells import COSTS, Mark, estimate_cell, p_text
 from bench.errors import UnknownName, UsageError
 from bench.render import STYLES, escape_latex, escape_markdown, render, wants_ansi
-from bench.stats import Estimate, corpus_bleu
+from bench.stats import Estimate, corpus_bleu, holm, paired_permutation
 from bench.store import MetricInfo, find_runs, read_scores, write_scores
 from bench.tables import Section, Table, leaderboard, leaderboards
 
@@ -133,7 +133,7 @@ def test_configs_of_one_method_are_told_apart(tmp_path: Path) -> None:
         "dep (encoder.model=minilm)",
         "lora",
     }
-    assert any("not at their defaults: lora (rank=16)" in note for note in table.notes)
+    assert any("not at their defaults: lora: rank=16." in note for note in table.notes)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,56 @@ def test_the_baseline_is_chosen(store: Path) -> None:
     assert board(store, baseline="rag (n_history=8)").sections[1].baseline == "rag (n_history=8)"
 
 
-def test_a_difference_is_clear_if_its_interval_leaves_out_zero(store: Path) -> None:
+def test_p_is_of_ranked_rows_and_metrics_and_corrected_together(store: Path) -> None:
+    table = board(store)
+    section = table.sections[1]
+    users = np.repeat(np.arange(12), 2)
+
+    def values(method: str, metric: str) -> np.ndarray:
+        """(seeds, examples, d), in the order of the records."""
+        return np.array(raw_scores(store, method, metric))
+
+    raw = {}
+    for metric, reducer in (("rouge1", "mean"), ("bleu", "corpus_bleu"), ("copy_rate", "mean")):
+        for method in ("rag", "lora", "dep"):
+            pair = {"nonperso": values("nonperso", metric), method: values(method, metric)}
+            p = paired_permutation(pair, users, reducer=reducer, baseline="nonperso", permutations=400)
+            raw[method, metric] = p[method]
+    corrected = dict(zip(raw, holm([p for p in raw.values() if p is not None]), strict=True))
+    assert len(corrected) == 9
+    for metric in (c.key for c in section.columns if c.kind == "metric"):
+        for method, cell in column(section, metric).items():
+            assert (cell.p, cell.p_holm) == (raw.get((method, metric)), corrected.get((method, metric)))
+            assert (cell.mark is Mark.CLEAR) == (corrected.get((method, metric), 1.0) < 0.05)
+            assert ("p=" in cell.text or "p<" in cell.text) == ((method, metric) in corrected)
+    (told,) = [note for note in table.notes if note.startswith("p: ")]
+    assert "Holm-corrected over the 9 differences" in told
+    assert "400 permutations" in told
+
+
+def test_users_have_a_column_only_where_they_differ(store: Path) -> None:
     section = board(store).sections[1]
-    for name in (c.key for c in section.columns if c.kind == "metric"):
-        for cell in column(section, name).values():
-            assert (cell.mark is Mark.CLEAR) == (cell.low > 0 or cell.high < 0)
-    assert {cell.value for cell in column(section, "users").values()} == {12}
+    assert section.title == "Difference to nonperso, 12 users"
+    assert "users" not in [c.key for c in section.columns]
+    make_run(store, "pag", level=0.5, missing=["e001-0", "e001-1"])
+    section = board(store).sections[1]
+    assert section.title == "Difference to nonperso"
+    assert {label: cell.value for label, cell in column(section, "users").items()} == {
+        **dict.fromkeys(("rag", "lora", "dep", "oracle"), 12),
+        "pag": 11,
+    }
+
+
+def test_p_is_rounded_up() -> None:
+    texts = {
+        0.00099: "p<0.001",
+        0.001: "p=0.001",
+        0.0496: "p=0.050",
+        0.05: "p=0.050",
+        0.0501: "p=0.051",
+        1.0: "p=1.000",
+    }
+    assert {p: p_text(p) for p in texts} == texts
 
 
 def test_runs_without_scores_show_their_cost(store: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -367,7 +411,7 @@ def test_the_console_holds_every_cell_and_keeps_the_width(store: Path, ansi: boo
     squeezed = re.sub(r"[*_!]? +", " ", plain)
     for row in texts(table):
         for cell in row:
-            assert cell in squeezed
+            assert cell in squeezed or re.sub(r"(?<=[-+=\[< ])0\.", ".", cell.replace("p=1.000", "p=1.00")) in squeezed
     if width >= 80:
         assert max(map(len, plain.splitlines())) <= width
     assert ("\x1b[1m" in text) == ansi
@@ -385,6 +429,8 @@ def test_csv_parses_back_to_the_raw_numbers(store: Path) -> None:
                 line = rows[label]
                 parts = (f"{metric}{suffix}", f"{metric}{suffix}_low", f"{metric}{suffix}_high")
                 assert [float(line[part]) for part in parts] == [cell.value, cell.low, cell.high]
+                for part, p in (("p", cell.p), ("p_holm", cell.p_holm)) if suffix else ():
+                    assert line[f"{metric}_difference_{part}"] == ("" if p is None else str(p))
     assert rows["nonperso"]["rouge1_difference"] == ""
     assert rows["oracle"]["ceiling"] == "True"
     assert float(rows["dep"]["training_seconds"]) == 201.0
@@ -405,7 +451,9 @@ def test_json_is_one_array_of_raw_numbers(store: Path) -> None:
         else:
             assert row["difference"]["baseline"] == "nonperso"
             gap = column(differences, "bleu")[label]
-            assert row["difference"]["metrics"]["bleu"]["high"] == gap.high
+            told = row["difference"]["metrics"]["bleu"]
+            assert (told["high"], told["p"], told["p_holm"]) == (gap.high, gap.p, gap.p_holm)
+            assert (gap.p is None) == (label == "oracle")
     assert rows["oracle"]["ceiling"] is True
     assert rows["oracle"]["prompt_tokens_per_second"] is None
 

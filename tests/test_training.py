@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny_engine import engine_of, lively_model, one_thread
 
-from bench import training
 from bench.engines.base import LanguageModel
 from bench.engines.chat import end_of_turn
 from bench.engines.fake import FakeEngine
@@ -30,6 +29,7 @@ from bench.training import (
     target_ids,
     train,
 )
+from bench.training.loop import schedule
 from bench.types import Example, LabeledSplit, Message, slot
 
 __all__ = ["one_thread"]
@@ -316,12 +316,12 @@ def test_no_rows_and_a_diverging_loss_are_clear_errors(llama: LanguageModel) -> 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 1.0), (10, 0.0), (10, 0.3), (100, 0.05), (7, 1.0)])
 def test_the_learning_rate_rises_then_falls_to_just_above_zero(steps: int, warmup: float) -> None:
-    rates = [training._schedule(step, steps, warmup) for step in range(steps)]
+    rates = [schedule(step, steps, warmup) for step in range(steps)]
     top = rates.index(max(rates))
     assert max(rates) == 1.0
     assert top + 1 == max(1, round(warmup * steps))
     assert all(0 < rate <= 1 for rate in rates)
-    rising, falling = rates[: top + 1], [*rates[top:], training._schedule(steps, steps, warmup)]
+    rising, falling = rates[: top + 1], [*rates[top:], schedule(steps, steps, warmup)]
     for part in (rising, falling):  # straight lines
         differences = [b - a for a, b in itertools.pairwise(part)]
         assert all(d == pytest.approx(differences[0]) for d in differences)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from bench.types import Document
+
+if TYPE_CHECKING:
+    from bench.data.arrays import PopulationArrays
 
 
 class _Timeline:
@@ -30,7 +34,7 @@ class Population:
     a time cannot be shown to be before anything: it is found only where no moment is asked for.
     """
 
-    __slots__ = ("_by_item", "_by_user", "_documents")
+    __slots__ = ("_arrays", "_by_item", "_by_user", "_documents")
 
     def __init__(self, documents: Iterable[Document]) -> None:
         """Raises ValueError when two documents share an id."""
@@ -47,6 +51,7 @@ class Population:
                 by_item.setdefault(document.item_id, []).append(document)
         self._by_item = {item: _Timeline(found) for item, found in by_item.items()}
         self._by_user = {user: _Timeline(by_user[user]) for user in sorted(by_user)}
+        self._arrays: PopulationArrays | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -58,6 +63,14 @@ class Population:
     def users(self) -> list[str]:
         """All users who wrote a document, sorted."""
         return list(self._by_user)
+
+    def arrays(self) -> PopulationArrays:
+        """The same documents as arrays, made at the first call and kept."""
+        if self._arrays is None:
+            from bench.data.arrays import PopulationArrays
+
+            self._arrays = PopulationArrays.of(self._documents, list(self._by_user))
+        return self._arrays
 
     def peers(self, document: Document, exclude_user: str, before: int | None = None) -> list[Document]:
         """Other documents on the same item, none by `exclude_user`, by (timestamp, user, id).

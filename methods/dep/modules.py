@@ -1,4 +1,4 @@
-"""What DEP trains: a sparse autoencoder over both kinds of vector, and a projector for each kind."""
+"""What DEP trains: an autoencoder over both kinds of vector, and a projector for each kind."""
 
 from __future__ import annotations
 
@@ -9,36 +9,74 @@ from torch import Tensor, nn
 
 from methods.dep.config import DepConfig
 
+_EPS = 1e-6
+"""Mean activations are clamped this far inside (0, 1) before the KL penalty, as in the public code."""
 
-class SparseAutoencoder(nn.Module):
-    """Vectors to a sparse code and back: ReLU latents, top-k (Gao et al. 2024) or under L1; a linear decoder."""
+
+class Autoencoder(nn.Module):
+    """Vectors to a code and back.
+
+    Three kinds, by `config.autoencoder`: "topk" (Gao et al. 2024) and "l1" have ReLU latents and a linear decoder,
+    and are sparse; "paper" has GELU on both sides and a KL penalty on mean activations, and is not.
+    """
 
     def __init__(self, size: int, config: DepConfig) -> None:
         super().__init__()
+        self.kind, self.rho, self.sparsity_weight = config.autoencoder, config.rho, config.sparsity_weight
+        self.k = min(config.k, config.latent_size)
         self.encoder = nn.Linear(size, config.latent_size)
         self.decoder = nn.Linear(config.latent_size, size)
-        with torch.no_grad():
-            self.decoder.weight.copy_(self.encoder.weight.T)  # tied at the start, free afterwards
-            self.decoder.bias.zero_()
-        self.k = min(config.k, config.latent_size) if config.autoencoder == "topk" else None
-        self.l1_weight = config.l1_weight if config.autoencoder == "l1" else 0.0
+        if self.kind != "paper":
+            with torch.no_grad():
+                self.decoder.weight.copy_(self.encoder.weight.T)  # tied at the start, free afterwards
+                self.decoder.bias.zero_()
 
     def encode(self, vectors: Tensor) -> Tensor:
-        """(n, size) -> sparse non-negative code (n, latent size)."""
+        """(n, size) -> code (n, latent size); sparse and non-negative but for the paper's."""
+        if self.kind == "paper":
+            return nn.functional.gelu(self.encoder(vectors))
         latents = torch.relu(self.encoder(vectors - self.decoder.bias))
-        if self.k is None:
+        if self.kind == "l1":
             return latents
         values, indices = latents.topk(self.k, dim=-1)
         return torch.zeros_like(latents).scatter(-1, indices, values)
 
-    def loss(self, vectors: Tensor, code: Tensor) -> Tensor:
-        """Smooth-L1 reconstruction (mean over dimensions) plus the L1 penalty, of each vector: shape (n,)."""
-        error = nn.functional.smooth_l1_loss(self.decoder(code), vectors, reduction="none").mean(-1)
-        return error + self.l1_weight * code.abs().sum(-1)
+    def decode(self, code: Tensor) -> Tensor:
+        """(n, latent size) -> (n, size)."""
+        decoded: Tensor = self.decoder(code)
+        return nn.functional.gelu(decoded) if self.kind == "paper" else decoded
+
+    def loss(self, vectors: Tensor, code: Tensor, owner: Tensor, rows: int) -> Tensor:
+        """Reconstruction plus weighted penalty of each training row, shape (rows,); zero for a row without vectors.
+
+        `owner` (n,) gives each vector's row. Smooth-L1 is a mean over a row's vectors and dimensions. The penalty is
+        the L1 norm of a code, averaged over the row ("l1"), or KL(rho || mean activation over the row), averaged over
+        latents ("paper": Qiu et al., EMNLP 2025, section 3.3, as their code has it). A row's loss is the same in
+        whatever company the row comes.
+        """
+        counts = torch.bincount(owner, minlength=rows)
+        error = nn.functional.smooth_l1_loss(self.decode(code), vectors, reduction="none").mean(-1)
+        loss = _row_means(error, owner, counts)
+        if self.kind == "l1":
+            loss = loss + self.sparsity_weight * _row_means(code.abs().sum(-1), owner, counts)
+        if self.kind == "paper":
+            active = _row_means(code, owner, counts).clamp(_EPS, 1 - _EPS)
+            divergence = self.rho * torch.log(self.rho / active)
+            divergence = divergence + (1 - self.rho) * torch.log((1 - self.rho) / (1 - active))
+            loss = loss + self.sparsity_weight * divergence.mean(-1) * (counts > 0)
+        return loss
 
 
-def _projector(latent: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+def _row_means(values: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
+    """Means of `values` (n, ...) over each row's vectors: (rows, ...), zero for a row without any."""
+    sums = values.new_zeros((len(counts), *values.shape[1:])).index_add(0, owner, values)
+    return sums / counts.clamp_min(1).reshape(-1, *[1] * (values.dim() - 1))
+
+
+def _projector(size: int, hidden: int, kind: str) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(size, hidden)
+    return nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, hidden))
 
 
 @dataclass(frozen=True)
@@ -46,7 +84,7 @@ class SparsityReport:
     """How sparse the code is and how much it keeps, over a set of vectors."""
 
     l0: float
-    """Mean number of latents in use."""
+    """Mean number of latents in use (above zero)."""
     dead_share: float
     """Share of latents never in use."""
     explained_variance: float
@@ -57,43 +95,80 @@ class DepModule(nn.Module):
 
     def __init__(self, embedding_size: int, hidden_size: int, config: DepConfig) -> None:
         super().__init__()
-        self.autoencoder = SparseAutoencoder(embedding_size, config)
-        self.history = _projector(config.latent_size, hidden_size)
-        self.difference = _projector(config.latent_size, hidden_size)
-        self.no_peers = nn.Parameter(torch.zeros(hidden_size))
+        self.sizes = (embedding_size, hidden_size)
+        self.autoencoder = Autoencoder(embedding_size, config) if config.autoencoder != "none" else None
+        size = config.latent_size if self.autoencoder is not None else embedding_size
+        self.kinds = {"both": (0, 1), "history": (0,), "difference": (1,)}[config.tokens]
+        """Which soft tokens a review gets: 0 for the history one, 1 for the difference one."""
+        self.history = _projector(size, hidden_size, config.projector) if 0 in self.kinds else None
+        self.difference = _projector(size, hidden_size, config.projector) if 1 in self.kinds else None
+        self.no_peers = nn.Parameter(torch.zeros(hidden_size)) if 1 in self.kinds else None
+        trained = config.markers == "trained"
+        self.markers = nn.Parameter(torch.zeros(len(self.kinds), 2, hidden_size)) if trained else None
         self.scale: Tensor
         self.register_buffer("scale", torch.ones(2))
 
-    def calibrate(self, own: Tensor, difference: Tensor, target_rms: float) -> None:
-        """Scales both projectors so that soft tokens start at the size of the model's own embeddings.
+    @property
+    def width(self) -> int:
+        """Positions of a soft slot: its token, and the trained markers before and after it where there are any."""
+        return 1 if self.markers is None else 3
 
-        A fresh projector's outputs are several times smaller, and learning would begin far away.
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Codes of vectors (n, embedding size); the vectors themselves without an autoencoder."""
+        return vectors if self.autoencoder is None else self.autoencoder.encode(vectors)
+
+    def calibrate(self, own: Tensor, difference: Tensor, target_rms: float, scale: bool = True) -> None:
+        """Brings what is trained to the size of the model's own embeddings, root mean square `target_rms`.
+
+        A fresh projector's outputs are several times smaller, and learning would begin far away. With `scale` false
+        the projectors are left as they are, as in the public code.
         """
         with torch.no_grad():
-            for index, (projector, vectors) in enumerate(((self.history, own), (self.difference, difference))):
-                if len(vectors):
-                    rms = projector(self.autoencoder.encode(vectors)).pow(2).mean().sqrt()
-                    self.scale[index] = target_rms / rms.clamp_min(1e-8)
-            self.no_peers.normal_(0.0, target_rms)
+            for kind, (projector, vectors) in enumerate(((self.history, own), (self.difference, difference))):
+                if scale and projector is not None and len(vectors):
+                    rms = projector(self.encode(vectors)).pow(2).mean().sqrt()
+                    self.scale[kind] = target_rms / rms.clamp_min(1e-8)
+            for parameter in (self.no_peers, self.markers):
+                if parameter is not None:
+                    parameter.normal_(0.0, target_rms)
 
-    def forward(self, own: Tensor, difference: Tensor, has_peers: Tensor) -> tuple[Tensor, Tensor]:
-        """Soft tokens (reviews, 2, hidden): history then difference; and the autoencoder loss of each review.
+    def forward(self, own: Tensor, difference: Tensor, has_peers: Tensor) -> Tensor:
+        """Soft tokens (reviews, kinds, width, hidden), the history one before the difference one.
 
         `own` and `difference` have shape (reviews, d), `has_peers` (reviews,). A review without peers gets the
-        learned "no peers" token, and its loss is that of its own vector alone; else it is the sum over both.
+        learned "no peers" token for its difference.
         """
-        own_code, code = self.autoencoder.encode(own), self.autoencoder.encode(difference)
-        history = self.history(own_code) * self.scale[0]
-        projected = self.difference(code) * self.scale[1]
-        soft = torch.where(has_peers[:, None], projected, self.no_peers)
-        loss = self.autoencoder.loss(own, own_code) + self.autoencoder.loss(difference, code) * has_peers
-        return torch.stack([history, soft], dim=1), loss
+        tokens = []
+        if self.history is not None:
+            tokens.append(self.history(self.encode(own)) * self.scale[0])
+        if self.difference is not None:
+            projected = self.difference(self.encode(difference)) * self.scale[1]
+            tokens.append(torch.where(has_peers[:, None], projected, self.no_peers))
+        soft = torch.stack(tokens, dim=1).unsqueeze(2)
+        if self.markers is None:
+            return soft
+        around = self.markers.expand(len(own), *self.markers.shape)
+        return torch.cat([around[:, :, :1], soft, around[:, :, 1:]], dim=2)
+
+    def row_losses(self, own: Tensor, difference: Tensor, has_peers: Tensor, owner: Tensor, rows: int) -> Tensor:
+        """The autoencoder's loss of each training row (rows,), over the vectors whose tokens are in use.
+
+        `owner` (reviews,) gives each review's row. A review without peers has no difference vector to rebuild.
+        """
+        if self.autoencoder is None:
+            return own.new_zeros(rows)
+        parts = [(own, owner)] if 0 in self.kinds else []
+        parts += [(difference[has_peers], owner[has_peers])] if 1 in self.kinds else []
+        vectors, owners = (torch.cat(column) for column in zip(*parts, strict=True))
+        return self.autoencoder.loss(vectors, self.encode(vectors), owners, rows)
 
     @torch.no_grad()
-    def sparsity(self, vectors: Tensor) -> SparsityReport:
-        """What the autoencoder does to `vectors` (n, d)."""
+    def sparsity(self, vectors: Tensor) -> SparsityReport | None:
+        """What the autoencoder does to `vectors` (n, d); None without one."""
+        if self.autoencoder is None:
+            return None
         code = self.autoencoder.encode(vectors)
-        residual = (vectors - self.autoencoder.decoder(code)).pow(2).sum()
+        residual = (vectors - self.autoencoder.decode(code)).pow(2).sum()
         total = (vectors - vectors.mean(0)).pow(2).sum().clamp_min(1e-12)
         used = code > 0
         return SparsityReport(

@@ -1,0 +1,231 @@
+"""A fitted method as a folder that stands alone: its weights, all that is needed to use them, and a model card.
+
+`config.json` is what the method saved, and beside it, under `bench`, what the run was: method, language model, encoder,
+task, prompt budget, sampling, data and cost. Nothing in the folder holds a text, a user or an item of the data, a path of the
+machine, or a key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from bench.ablation import method_class
+from bench.card import CARD, model_card
+from bench.config import build
+from bench.errors import UsageError, first_line
+from bench.files import file_digest, pretty_json, read_object, write_atomic
+from bench.fits import FIT_FILE
+from bench.keys import digest
+from bench.store import MANIFEST, PLAN, StoredRun, find_runs
+
+CONFIG = "config.json"
+FORMAT = 1
+"""Of `config.json`: raised when a reader of the old one would go wrong."""
+SECTION = "bench"
+"""Under which `config.json` holds what is not the method's own."""
+_PARTS = ("method", "engine", "batching", "encoder", "sampling", "prompt", "seed", "code")
+"""Of a run's description: what is needed to write as it did."""
+_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt")
+"""What an export takes over: nothing that could run code when it is opened."""
+_SECRET = re.compile(r"(?:^|[._-])(?:key|apikey|token|secret|password|passwd|credentials?|authorization)$", re.I)
+_LOGIN = re.compile(r"(?<=//)[^/@\s]+@")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def export(path: Path, folder: Path, license_: str | None = None, language: str | None = None) -> list[str]:
+    """Writes the export of a run into `folder`, which is new or empty, and returns the names of its files.
+
+    The bytes depend on the run alone. Raises UsageError, with nothing written, for what is no complete run of a method
+    that learned something, for a damaged one, and for a folder that holds anything.
+    """
+    for option, value in (("--license", license_), ("--language", language)):
+        if value is not None and not _TAG.fullmatch(value):
+            raise UsageError(f"{option} {value!r} is no short name such as {'mit' if option == '--license' else 'en'}")
+    run = _run(path)
+    fitted = _fit_folder(run)
+    _check_free(folder)
+    files = _saved(fitted)
+    config = _config(run, fitted, files)
+    told = _method(run, config).card()
+    card = model_card(run, config[SECTION], told, license_, language)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary) / "export"
+        for name in files:
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(fitted / name, made / name)
+        write_atomic(made / CONFIG, pretty_json(config))
+        write_atomic(made / CARD, card)
+        if folder.exists():
+            folder.rmdir()
+        made.replace(folder)
+    return sorted([*files, CONFIG, CARD])
+
+
+def _method(run: StoredRun, config: Mapping[str, Any]) -> Any:
+    """The method of a run, unfitted. Raises UsageError where it is not installed or its knobs have changed."""
+    cls = method_class(run.method)
+    return cls(build(cls.Config, run.description["method"]["config"], f"{run.path / MANIFEST}: {run.method}"))
+
+
+# -- what is there ----------------------------------------------------------------------------------------------------
+
+
+def _run(path: Path) -> StoredRun:
+    if not path.is_dir():
+        raise UsageError(f"no run at {path}; give the folder of one, such as results/runs/planted/dep/KEY")
+    if not (path / MANIFEST).is_file():
+        if (path / PLAN).is_file():
+            raise UsageError(f"{path} is not complete; the command that made it goes on with it")
+        runs = find_runs(path).runs
+        fitted = [run.path for run in runs if run.manifest.get("fit")]
+        many = f"holds {len(fitted)} runs of methods that train; give one, such as {fitted[0]}" if fitted else ""
+        raise UsageError(f"{path} {many or 'is no run and holds none of a method that trains'}")
+    run = StoredRun.load(path)
+    if problem := run.damage():
+        raise UsageError(f"{problem}; start the run over with --existing overwrite")
+    return run
+
+
+def _fit_folder(run: StoredRun) -> Path:
+    """Where what the run's method learned lies. Raises UsageError if it learned nothing, or that is gone."""
+    fit = run.manifest.get("fit")
+    if not fit:
+        raise UsageError(f"{run.path}: {run.method} learns nothing, so there is nothing to export; see: dep, lora")
+    if not isinstance(fit, dict) or not isinstance(fit.get("key"), dict):
+        raise UsageError(f"{run.path / MANIFEST} does not say what was fitted; start over with --existing overwrite")
+    folder = run.path.parent / f"fit-{digest(fit['key'])}"
+    if not (folder / FIT_FILE).is_file():
+        raise UsageError(f"what {run.path} learned is gone ({folder}); start over with --existing overwrite")
+    if read_object(folder / FIT_FILE).get("key") != fit["key"]:
+        raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
+    return folder
+
+
+def _check_free(folder: Path) -> None:
+    try:
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise UsageError(f"{folder} is there and not an empty folder; export into a new one")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+
+
+def _saved(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what the method saved, but for its config. Every file is looked into first."""
+    found = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    kept = [path for path in found if path.relative_to(folder).as_posix() not in (FIT_FILE, CONFIG, CARD)]
+    weights = 0
+    for path in kept:
+        if path.is_symlink() or path.suffix not in _SUFFIXES:
+            raise UsageError(f"{path} is not exported: only safetensors, JSON and text are; see Method.save")
+        weights += path.suffix == ".safetensors"
+        _check_file(path)
+    if not weights:
+        raise UsageError(f"{folder} holds no *.safetensors; start the run over with --existing overwrite")
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in kept}
+
+
+def _check_file(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy"):
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            f"{path} is damaged ({first_line(error)}); start the run over with --existing overwrite"
+        ) from error
+
+
+# -- what is told -----------------------------------------------------------------------------------------------------
+
+
+def _config(run: StoredRun, fitted: Path, files: Mapping[str, str]) -> dict[str, Any]:
+    own = read_object(fitted / CONFIG) if (fitted / CONFIG).is_file() else {}
+    if SECTION in own:
+        raise UsageError(f"{fitted / CONFIG} has a key {SECTION!r}, which an export needs; call it otherwise")
+    about: Any = run.plan.get("about")
+    if not isinstance(about, dict) or "data" not in about:
+        raise UsageError(f"{run.path / PLAN} does not say what the data were; start over with --existing overwrite")
+    description, fit = run.description, run.manifest["fit"]
+    provenance = run.manifest.get("provenance") or {}
+    section = {
+        "format": FORMAT,
+        **{part: description.get(part) for part in _PARTS},
+        "packages": provenance.get("packages", {}),
+        "python": provenance.get("python"),
+        "machine": {key: provenance.get(key) for key in ("cpu", "cores", "device", "platform")},
+        "task": about["data"]["task"],
+        "data": {
+            **{key: description["dataset"][key] for key in ("name", "fingerprint", "selection")},
+            **{key: about["data"][key] for key in ("users", "examples", "synthetic")},
+        },
+        "command": about["config"],
+        "fit": {key: value for key, value in fit.items() if key not in ("key", "log")},
+        "files": dict(files),
+        "weights": _weights(fitted, files),
+    }
+    config: dict[str, Any] = public({**own, SECTION: section})
+    return config
+
+
+def _weights(fitted: Path, files: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """File -> how many tensors and numbers it holds, and of what types."""
+    from safetensors import safe_open
+
+    told: dict[str, dict[str, Any]] = {}
+    for name in files:
+        if name.endswith(".safetensors"):
+            with safe_open(fitted / name, framework="numpy") as opened:
+                parts = [opened.get_slice(tensor) for tensor in opened.keys()]  # noqa: SIM118 - no mapping
+                numbers = sum(math.prod(part.get_shape()) for part in parts)
+                types = sorted({part.get_dtype() for part in parts})
+                told[name] = {"tensors": len(parts), "numbers": numbers, "types": types}
+    return told
+
+
+def public(value: Any, called: str = "") -> Any:
+    """A JSON value without what is nobody else's business.
+
+    Paths that lead out of a working folder become their last part; values called a key, token or password, and logins
+    within addresses, go.
+    """
+    if isinstance(value, Mapping):
+        return {key: public(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(inner, called) for inner in value]
+    if isinstance(value, str):
+        return _public_text(value, called)
+    return value
+
+
+def _public_text(text: str, called: str) -> str:
+    name, equals, given = text.partition("=")
+    if equals and re.fullmatch(r"[\w.-]+", name):  # an assignment of --set
+        try:
+            parsed = json.loads(given)
+        except ValueError:
+            parsed = given
+        shown = public(parsed, name)
+        return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
+    if _SECRET.search(called):
+        return "***"
+    text = _LOGIN.sub("", text)
+    text = text.removeprefix("file://")
+    posix, windows = PurePosixPath(text), PureWindowsPath(text)
+    if posix.is_absolute() or windows.drive or text.startswith(("~", "\\")) or ".." in (*posix.parts, *windows.parts):
+        return windows.name
+    return text

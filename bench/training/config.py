@@ -1,0 +1,36 @@
+"""Every knob of training that methods share."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from bench.config import Config
+
+
+class TrainingConfig(Config):
+    """How to train. Methods put their own defaults in place of these."""
+
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the training rows."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW; linear warm-up, then linear decay to zero."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decay of AdamW, on everything that is trained."""
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps spent warming up."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of an optimizer step."""
+    batch_tokens: int = Field(default=0, ge=0)
+    """Most padded tokens that go through the model at once; the gradients of larger steps are accumulated. 0 chooses
+    2,048 on a CPU, where larger batches take memory and save no time, and 16,384 on an accelerator."""
+    targets_per_user: int = Field(default=1, ge=1)
+    """Training targets taken from each user, the latest first: they have the longest histories."""
+    max_dev: int = Field(default=64, ge=0)
+    """Most validation rows that choose the epoch."""
+    max_target_tokens: int = Field(default=512, ge=2)
+    """Target texts are cut here."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0, exclude=True)
+    """About how often the state of training is kept, so that a killed run goes on from there; 0 keeps every step.
+    Changes no result, so it is in no key."""

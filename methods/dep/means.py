@@ -1,0 +1,176 @@
+"""Mean vectors of users as they were at some moment, and the distances between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.data.arrays import Ints, PopulationArrays, expand
+from bench.data.population import Population
+from bench.types import Document, Example
+from methods.dep.pairs import Bools, Encoded, Floats, Pairs, Reviews, Texts
+
+_ZERO = np.float32(1e-6)
+"""Distances between mean vectors below this are rounding."""
+_TIMELINES = 256
+"""Users whose sums are held at once: they stay in the processor's cache."""
+_ROWS = 1024
+"""Distances computed at once, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Timelines:
+    """Users' texts in time order, end to end. A place stands for a user's texts up to it, so a mean is a place."""
+
+    starts: Ints
+    """(timelines + 1,)"""
+    texts: Ints
+    """(places,)"""
+    own: Ints
+    """(examples,) the place of each example's own mean; -1 for the mean of nothing, which is zero."""
+
+    @classmethod
+    def population(cls, arrays: PopulationArrays, users: Ints) -> Timelines:
+        """Every user's documents in the population; the mean of an example's user (examples,) is over all of them."""
+        starts = arrays.by_user.starts
+        own = np.where(users < 0, -1, starts[np.maximum(users, 0) + 1] - 1)
+        return cls(starts, arrays.text[arrays.by_user.members], own)
+
+    @classmethod
+    def histories(cls, population: Population, examples: Sequence[Example], texts: Texts) -> Timelines:
+        """The population's, and the examples' own histories, which the means of their users are over.
+
+        Sums run in order of time, so a mean has the same bits in whichever timeline begins with its texts.
+        """
+        arrays = population.arrays()
+        starts, places, own = [len(arrays)], [arrays.text[arrays.by_user.members]], np.full(len(examples), -1, np.int64)
+        lines: dict[str, tuple[int, tuple[Document, ...]]] = {}
+        for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].history)):
+            user, history = examples[number].user_id, examples[number].history
+            known = tuple(population.history(user, None))
+            start, line = lines.get(user, (0, ()))
+            if known[: len(history)] == history:
+                start = int(arrays.by_user.starts[arrays.users[user]]) if history else -1
+            elif line[: len(history)] != history:
+                start = starts[-1]
+                lines[user] = start, history
+                shared = len(known) if history[: len(known)] == known else 0
+                begin = int(arrays.by_user.starts[arrays.users.get(user, 0)])
+                more = np.array(texts.numbers(history[shared:]), np.int64)
+                places.append(np.concatenate([places[0][begin : begin + shared], more]))
+                starts.append(start + len(history))
+            own[number] = start + len(history) - 1 if history else -1
+        return cls(np.concatenate([arrays.by_user.starts, starts[1:]]), np.concatenate(places), own)
+
+
+@dataclass(frozen=True)
+class Meetings:
+    """The distinct (example, peer user) of all pairs: at one moment, two users have one distance."""
+
+    example: Ints
+    """(meetings,)"""
+    place: Ints
+    """(meetings,) the peer's mean."""
+    of: Ints
+    """(pairs,) the meeting of each pair."""
+
+    @classmethod
+    def between(cls, reviews: Reviews, pairs: Pairs, arrays: PopulationArrays) -> Meetings:
+        """Who meets whom; a peer's mean is over what the example may see."""
+        examples = len(reviews.user)
+        # By user and then by moment, so that all look-ups run along the population's arrays.
+        by_end = np.argsort(reviews.ends, kind="stable")
+        rank = np.empty_like(by_end)
+        rank[by_end] = np.arange(examples)
+        keys = arrays.user[pairs.peer] * examples + rank[reviews.example][pairs.review]
+        distinct, of = _distinct(keys, len(arrays.users) * examples)
+        user, moment = np.divmod(distinct, max(1, examples))
+        starts, seen = arrays.by_user.ranges(user, reviews.ends[by_end][moment])
+        return cls(by_end[moment], starts + seen - 1, of)
+
+
+def _distinct(keys: Ints, size: int) -> tuple[Ints, Ints]:
+    """Distinct keys below `size`, ascending, and the index among them of each key."""
+    if size > 16 * len(keys):
+        return np.unique(keys, return_inverse=True)
+    seen = np.zeros(size, np.bool_)
+    seen[keys] = True
+    return np.flatnonzero(seen), (np.cumsum(seen) - 1)[keys]
+
+
+def texts_of_means(timelines: Timelines, meetings: Meetings) -> Ints:
+    """Numbers of the texts that the needed means are over, some of them several times."""
+    first, steps, _ = _spans(timelines, _needed(timelines, meetings))
+    return timelines.texts[expand(first, steps)[1]]
+
+
+def distances(timelines: Timelines, meetings: Meetings, encoded: Encoded) -> Floats:
+    """||m(u) - m(r)|| of each meeting (meetings,).
+
+    What is left between equal means by rounding counts as zero: linear weights would be made of it.
+    """
+    import torch
+    from torch.nn.functional import embedding_bag
+
+    needed = _needed(timelines, meetings)
+    means = prefix_means(timelines, needed, encoded)
+    ranks = np.zeros(len(timelines.texts) + 1, np.int64)
+    ranks[needed] = np.arange(len(needed))
+    ranks[-1] = len(needed)  # where a place of -1 points
+    ends = np.stack([ranks[timelines.own[meetings.example]], ranks[meetings.place]], axis=1)
+    found = np.empty(len(ends), np.float32)
+    table, indices = torch.from_numpy(means), torch.from_numpy(ends)
+    signs = torch.tensor([[1.0, -1.0]]).expand(_ROWS, 2).contiguous()
+    for start in range(0, len(ends), _ROWS):
+        block = indices[start : start + _ROWS]
+        apart = embedding_bag(block, table, mode="sum", per_sample_weights=signs[: len(block)]).numpy()
+        np.einsum("ij,ij->i", apart, apart, out=found[start : start + _ROWS])
+    np.sqrt(found, out=found)
+    found[found < _ZERO] = 0
+    return found
+
+
+def _needed(timelines: Timelines, meetings: Meetings) -> Ints:
+    """The places whose means are asked for, ascending."""
+    flags: Bools = np.zeros(len(timelines.texts), np.bool_)
+    own = timelines.own[meetings.example]
+    flags[own[own >= 0]] = True
+    flags[meetings.place] = True
+    return np.flatnonzero(flags)
+
+
+def _spans(timelines: Timelines, places: Ints) -> tuple[Ints, Ints, Ints]:
+    """Of the timelines that hold some of the places: where they start, how far the last place reaches, and for each
+    place which of them it is in."""
+    line = np.searchsorted(timelines.starts, places, side="right") - 1
+    distinct, owner = np.unique(line, return_inverse=True)
+    reach = np.zeros(len(distinct), np.int64)
+    np.maximum.at(reach, owner, places - timelines.starts[line] + 1)
+    return timelines.starts[distinct], reach, owner
+
+
+def prefix_means(timelines: Timelines, places: Ints, encoded: Encoded) -> Floats:
+    """Mean vectors (places + 1, d) of the texts up to each place, and a row of zeros.
+
+    Sums are in float64 and in order of time for each user alone, so that company changes no bit.
+    """
+    means = np.zeros((len(places) + 1, encoded.vectors.shape[1]), np.float32)
+    first, reach, owner = _spans(timelines, places)
+    steps = places - first[owner]
+    order = np.argsort(-reach, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    for start in range(0, len(order), _TIMELINES):
+        lines = order[start : start + _TIMELINES]
+        inside = np.flatnonzero((rank[owner] >= start) & (rank[owner] < start + _TIMELINES))
+        inside = inside[np.argsort(steps[inside], kind="stable")]
+        stops = np.searchsorted(steps[inside], np.arange(reach[lines[0]] + 1))
+        alive = len(lines) - np.searchsorted(np.sort(reach[lines]), np.arange(reach[lines[0]]), side="right")
+        sums = np.zeros((len(lines), means.shape[1]))
+        for step, count in enumerate(alive.tolist()):
+            sums[:count] += encoded[timelines.texts[first[lines[:count]] + step]]
+            asked = inside[stops[step] : stops[step + 1]]
+            means[asked] = sums[rank[owner[asked]] - start] / (step + 1)
+    return means

@@ -1,0 +1,142 @@
+"""Which reviews an example shows, whose vectors stand beside them, and how the prompt holds both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.keys import digest
+from bench.method import Context
+from bench.prompts import Fitted, conversation, fit_prompt, one_message
+from bench.retrieval import newest_first, retrieve
+from bench.types import Document, Example, Message, slot
+from methods.dep.config import DepConfig
+from methods.dep.differences import Floats, ReviewVectors, review_vectors
+from methods.dep.paper import paper_history, paper_reviews, paper_vectors
+
+Encode = Callable[[Sequence[str]], Floats]
+_KINDS = {"both": ("history", "difference"), "history": ("history",), "difference": ("difference",)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An example's prompt and the vectors behind its soft slots."""
+
+    prompt: Fitted
+    slots: int
+    """Reviews that have soft slots: the first ones of the prompt, and the first ones of the vectors."""
+    vectors: ReviewVectors
+    """Those of the slots; in paper mode all that the public code computes, which its losses run over."""
+
+
+def slot_names(config: DepConfig, index: int) -> list[str]:
+    """Soft slots of the review at `index`, newest first: history vector, difference vector, as configured."""
+    return [f"{kind} {index + 1}" for kind in _KINDS[config.tokens]]
+
+
+def slot_lengths(config: DepConfig, slots: int) -> dict[str, int]:
+    """Positions of each soft slot of a prompt with `slots` reviews that have any."""
+    width = 1 if config.markers == "text" else 3
+    return {name: width for index in range(slots) for name in slot_names(config, index)}
+
+
+def _line(config: DepConfig, noun: str, index: int) -> str:
+    lead = {"history": f"Style of that {noun}:", "difference": "Unlike others:"}
+    named = zip(_KINDS[config.tokens], slot_names(config, index), strict=True)
+    return " ".join(f"{lead[kind]} {slot(name)}" for kind, name in named)
+
+
+def _fitted(example: Example, shown: Sequence[Document], slots: int, config: DepConfig, ctx: Context) -> Fitted:
+    layout = conversation if config.layout == "turns" else one_message
+
+    def line(index: int) -> str:
+        return _line(config, ctx.task.noun, index) if index < slots else ""
+
+    def build(target: Example, documents: Sequence[Document]) -> list[Message]:
+        return layout(ctx.task, target, documents, after=line)
+
+    return fit_prompt(build, example, shown, ctx)
+
+
+def fitted_prompts(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[tuple[Fitted, int]]:
+    """Each example's prompt and how many of its reviews have soft slots. Embeds nothing but for dense retrieval."""
+    if config.mode == "paper":
+        shown = [paper_history(e)[: config.n_history] for e in examples]
+        behind = [len(paper_reviews(e, ctx.population, config.n_history)) for e in examples]
+    else:
+        shown = _selected(examples, config, ctx)
+        behind = [len(documents) for documents in shown]
+    if config.shuffle == "vectors":
+        behind = [len(_donated(e, n, config, ctx)) for e, n in zip(examples, behind, strict=True)]
+    prompts = [_fitted(e, s, n, config, ctx) for e, s, n in zip(examples, shown, behind, strict=True)]
+    return [(p, min(n, len(p.documents))) for p, n in zip(prompts, behind, strict=True)]
+
+
+def _selected(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[list[Document]]:
+    if config.selection == "recent":
+        return [newest_first(e.history)[: config.n_history] for e in examples]
+    return retrieve(examples, config.n_history, config.retriever, ctx)
+
+
+def prepare(examples: Sequence[Example], config: DepConfig, ctx: Context, encode: Encode) -> list[Prepared]:
+    """Prompts and vectors of examples. Vectors are of whole texts, even where a prompt shortened them."""
+    prompts = fitted_prompts(examples, config, ctx)
+    if config.mode == "paper":
+        sources = examples if config.shuffle != "vectors" else [_donor(e, config, ctx) for e in examples]
+        vectors = paper_vectors(sources, ctx.population, config, encode)
+    elif config.shuffle == "vectors":
+        donors = [_donor(e, config, ctx) for e in examples]
+        chosen = [newest_first(d.history)[:slots] for d, (_, slots) in zip(donors, prompts, strict=True)]
+        vectors = review_vectors(donors, chosen, ctx.population, config, encode, seed=ctx.seed)
+    else:
+        # The documents of a prompt may be shortened copies: their whole texts come first in what was selected.
+        whole = _selected(examples, config, ctx)
+        chosen = [documents[:slots] for documents, (_, slots) in zip(whole, prompts, strict=True)]
+        vectors = review_vectors(examples, chosen, ctx.population, config, encode, seed=ctx.seed)
+    return [Prepared(p, slots, v) for (p, slots), v in zip(prompts, vectors, strict=True)]
+
+
+# -- controls ---------------------------------------------------------------------------------------------------------
+
+
+def _donated(example: Example, wanted: int, config: DepConfig, ctx: Context) -> Sequence[Document]:
+    donor = _donor(example, config, ctx)
+    if config.mode == "paper":
+        return paper_reviews(donor, ctx.population, wanted)
+    return newest_first(donor.history)[:wanted]
+
+
+def _donor(example: Example, config: DepConfig, ctx: Context) -> Example:
+    """The example with another user's history, drawn by run seed and example: the first in a random order of users
+    who wrote as much before the target as is shown, else whoever wrote most."""
+    others = [user for user in ctx.population.users() if user != example.user_id]
+    random.Random(digest([ctx.seed, "donor", example.id])).shuffle(others)
+    wanted = min(config.n_history, len(example.history))
+    best: tuple[str, list[Document]] = (example.user_id, [])
+    for user in others:
+        history = ctx.population.history(user, example.timestamp)
+        if len(history) > len(best[1]):
+            best = (user, history)
+        if len(history) >= wanted:
+            break
+    return replace(example, user_id=best[0], history=tuple(best[1]))
+
+
+def with_others_history(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[Example]:
+    """The same targets, each with the whole history of another user."""
+    return [_donor(example, config, ctx) for example in examples]
+
+
+def texts_behind(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[str]:
+    """The texts that `prepare` would have embedded, sorted."""
+    texts: set[str] = set()
+
+    def note(wanted: Sequence[str]) -> Floats:
+        texts.update(wanted)
+        return np.zeros((len(wanted), ctx.encoder.dimension), np.float32)
+
+    prepare(examples, config, ctx, note)
+    return sorted(texts)
