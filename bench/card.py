@@ -1,4 +1,4 @@
-"""The model card of an export: what was trained on what, how well it does, how to use it, and what it must not be used for."""
+"""The model card of an export: what was trained on what, how to use it, what it is not for, and how well it does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.comparison import own_label, printable
-from bench.errors import UsageError
+from bench.comparison import printable
 from bench.files import read_object
 from bench.plan import RunConfig
 from bench.store import StoredRun, read_scores
@@ -22,7 +21,7 @@ DIAGNOSIS = "diagnosis.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ENGLISH = ("planted", "amazon-books", "amazon-movies-tv", "amazon-cds-vinyl")
 """Datasets whose language is known."""
-_PUBLISHED = {name: "SnowCharmQ/DPL-main" for name in _ENGLISH[1:]}
+_PUBLISHED = dict.fromkeys(_ENGLISH[1:], "SnowCharmQ/DPL-main")
 """Dataset -> its id on the hub."""
 
 Row = Sequence[str]
@@ -42,8 +41,8 @@ def model_card(
     """
     parts = [
         _heading(told, license_, language),
-        f"# {printable(own_label(run))}, trained on {told['data']['name']}",
-        _trained(run, told),
+        f"# {told['method']['name']}, trained on {told['data']['name']}",
+        _trained(told),
         _weights(told, sections),
         f"## Use\n\n{sections['use']}" if "use" in sections else "",
         _limits(told),
@@ -92,9 +91,8 @@ def hub_id(model: str) -> str | None:
 # -- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _trained(run: StoredRun, told: Mapping[str, Any]) -> str:
+def _trained(told: Mapping[str, Any]) -> str:
     data, fit, encoder = told["data"], told["fit"], told["encoder"]
-    seed = f"{told['seed']}"
     rows = [
         ("data", f"{data['name']}{', synthetic' if data['synthetic'] else ''}"),
         ("fingerprint", f"`{data['fingerprint']}`"),
@@ -104,7 +102,7 @@ def _trained(run: StoredRun, told: Mapping[str, Any]) -> str:
         ("language model, frozen", _model(told["engine"])),
         *([("text encoder, frozen", _model(encoder, encoder["name"]))] if encoder else []),
         ("prompt", f"at most {told['prompt']['max_prompt_tokens']:,} tokens"),
-        ("seed", seed),
+        ("seed", f"{told['seed']}"),
         ("knobs", _knobs(told["method"]["config"])),
     ]
     return f"## What it was trained on\n\n{_table(('', ''), rows)}"
@@ -156,8 +154,8 @@ def _results(run: StoredRun, told: Mapping[str, Any]) -> str:
     data, scores = told["data"], read_scores(run)
     sampling = told["sampling"]
     head = (
-        f"## Results\n\nOn the test split: {data['examples']['test']:,} examples of {data['users']['test']:,} users, seed "
-        f"{told['seed']}, temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most "
+        f"## Results\n\nOn the test split: {data['examples']['test']:,} examples of {data['users']['test']:,} users, "
+        f"seed {told['seed']}, temperature {sampling['temperature']:g}, top-p {sampling['top_p']:g}, at most "
         f"{sampling['max_new_tokens']:,} new tokens. "
     )
     if scores is None:

@@ -227,6 +227,20 @@ def score(
     rescore(runs, None if metrics is None else _names(metrics), overrides or [], force)
 
 
+@app.command("export", short_help="Make a folder to share of what a run learned.")
+def export_(
+    run_: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a complete run of a method that trains.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; new or empty.")],
+    license_: Annotated[str | None, typer.Option("--license", help="For the model card, such as mit.")] = None,
+    language: Annotated[str | None, typer.Option(help="For the model card, such as en.")] = None,
+) -> None:
+    """Write the weights that a run learned, all that is needed to use them, and a model card into a folder."""
+    from bench.export import export
+
+    for name in export(run_, folder, license_, language):
+        typer.echo(folder / name)
+
+
 @app.command()
 def table(
     runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = RUNS,

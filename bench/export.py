@@ -1,8 +1,8 @@
 """A fitted method as a folder that stands alone: its weights, all that is needed to use them, and a model card.
 
 `config.json` is what the method saved, and beside it, under `bench`, what the run was: method, language model, encoder,
-task, prompt budget, sampling, data and cost. Nothing in the folder holds a text, a user or an item of the data, a path of the
-machine, or a key.
+task, prompt budget, sampling, data and cost. Nothing in the folder holds a text, a user or an item of the data, a path
+of the machine, or a key.
 """
 
 from __future__ import annotations

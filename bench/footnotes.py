@@ -85,11 +85,11 @@ def _knob_notes(entries: Sequence[Entry]) -> list[str]:
             told = own_label(entry.runs[0]).removeprefix(entry.method).strip()
             if told:
                 knobs = told[1:-1] if told[0] == "(" and told[-1] == ")" else told
-                plain.append(f"{entry.label}: {knobs}")
+                plain.append(f"{entry.label} ({knobs})")
             continue
         own, usual = settings(entry.runs[0]), settings(full.runs[0])
         changes = [f"{path.removeprefix('config.')}={shown(own.get(path))}" for path in differing(own, usual)]
-        variants.append(f"{entry.label}: {', '.join(changes) or 'nothing'}")
+        variants.append(f"{entry.label} ({', '.join(changes) or 'nothing'})")
     return [
         f"{heading}: {printable('; '.join(told))}."
         for heading, told in (

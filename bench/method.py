@@ -111,6 +111,32 @@ class Variant:
     """Registry name of another method, whose knobs `changes` then are; None for this one."""
 
 
+@dataclass(frozen=True)
+class DiagnosisOptions:
+    """How much of what is costly `diagnose` may do."""
+
+    generate: int = 16
+    """Examples whose texts are written anew under changes; 0 for none."""
+    probe_users: int | None = None
+    """Users whose vectors are probed for known traits; None for all, 0 for none."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of a diagnosis."""
+
+    name: str
+    reading: str
+    """What is measured and how to read it, in a line or two."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Column -> text, number, None, or {"mean", "low", "high"} with the ends of a 95 % interval."""
+    note: str = ""
+    """Why there are no rows, or what to beware of."""
+
+
+Diagnosis = Sequence[Section]
+
+
 class Method(ABC):
     """One way to write as a user would. The first line of a method's docstring is its line in `bench list methods`."""
 
@@ -137,8 +163,8 @@ class Method(ABC):
         """The knobs that can change what `fit` learns; runs that agree in them share one fit. Default: all knobs."""
         return self.config.model_dump(mode="json")
 
-    def diagnose(self, split: LabeledSplit, ctx: Context) -> dict[str, Any]:
-        """What a fitted method can tell of its inside, as sections of named figures; see `bench diagnose`.
+    def diagnose(self, split: LabeledSplit, ctx: Context, options: DiagnosisOptions) -> Diagnosis:
+        """What a fitted method can tell of its inside, section by section; see `bench diagnose`.
 
         `split` holds examples that were not trained on. `ctx.truth` is there where the dataset has one. Raises
         UsageError where there is nothing to tell.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.ablation import Planned
@@ -35,18 +35,10 @@ def dry_run_text(plan: Plan, width: int = 110) -> str:
         "runs": [f"{_rows_told(plan)} x {_count(len(config.seeds), 'seed')}, under {config.out}"],
     }
     lines = [line for label, told in facts.items() for line in _wrapped(label, told, width)]
-    shown = _Shown()
+    fits: dict[str, str] = {}
     for planned in plan.planned:
-        lines += ["", *_method_lines(planned, plan, shown, width)]
+        lines += ["", *_method_lines(planned, plan, fits, width)]
     return "\n".join(lines)
-
-
-@dataclass
-class _Shown:
-    """What rows above told already, by the row that told it: an ablation's variants share most of it."""
-
-    fits: dict[str, str] = field(default_factory=dict)
-    prompts: dict[str, str] = field(default_factory=dict)
 
 
 def _rows_told(plan: Plan) -> str:
@@ -100,7 +92,7 @@ def _steps(counts: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(f"{step} {count['reviews']:,}" for step, count in counts.items() if "reviews" in count)
 
 
-def _method_lines(planned: Planned, plan: Plan, shown: _Shown, width: int) -> Iterator[str]:
+def _method_lines(planned: Planned, plan: Plan, fits: dict[str, str], width: int) -> Iterator[str]:
     method = planned.method
     ctx = _context(method, plan)
     if method.wants_encoder() and plan.encoder is not None:
@@ -119,19 +111,19 @@ def _method_lines(planned: Planned, plan: Plan, shown: _Shown, width: int) -> It
             f"{len(examples) * plan.config.max_new_tokens:,} to write"
         )
     yield from _wrapped("   asks", [told], width)
-    yield from _wrapped("   trains", _training_told(planned, plan, ctx, shown), width)
-    prompt = _readable(prompts[0])
-    first = shown.prompts.setdefault(prompt, planned.title)
-    same = f" that of {first}" if first != planned.title else ""
-    yield f"   first prompt, example {sample[0].id}:{same}"
-    if not same:
-        yield prompt
+    yield from _wrapped("   trains", _training_told(planned, plan, ctx, fits), width)
+    if planned.variant is None:  # a variant's prompt is long again and seldom tells more than its knobs
+        yield f"   first prompt, example {sample[0].id}:"
+        yield _readable(prompts[0])
 
 
-def _training_told(planned: Planned, plan: Plan, ctx: Context, shown: _Shown) -> list[str]:
-    """What fitting takes, or whose fit is taken; nothing for a method that learns nothing."""
+def _training_told(planned: Planned, plan: Plan, ctx: Context, fits: dict[str, str]) -> list[str]:
+    """What fitting takes, or whose fit is taken; nothing for a method that learns nothing.
+
+    `fits` holds the fits of the rows above with the row that makes each.
+    """
     fit = planned.fit_identity
-    first = shown.fits.setdefault(fit, planned.title) if fit is not None else planned.title
+    first = fits.setdefault(fit, planned.title) if fit is not None else planned.title
     if first != planned.title:
         return [f"nothing of its own: takes the fit of {first}"]
     training = planned.method.training_plan(plan.dataset.train, plan.dataset.dev, ctx)

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TextIO
 
 from bench.cells import LEVEL, Cell, Mark
@@ -63,8 +64,11 @@ def console(table: Table, *, ansi: bool = False, width: int = DEFAULT_WIDTH) -> 
     for section in table.sections:
         if section.title:
             lines += [f"\x1b[1m{section.title}\x1b[0m" if ansi else section.title, ""]
-        for columns in _blocks(section, width, ansi):
-            lines += [_grid(section, columns, ansi), ""]
+        full = _blocks(section, width, ansi)
+        tight = _blocks(_compact(section), width, ansi)
+        narrow = len(tight) < len(full)
+        for columns in tight if narrow else full:
+            lines += [_grid(_compact(section) if narrow else section, columns, ansi), ""]
     legend = _legend(table, "bold", "underlined", "bold") if ansi else _legend(table, "*", "_", "!")
     for note in _notes(table, legend):
         lines += _wrapped(note, width)
@@ -82,7 +86,7 @@ def _wrapped(note: str, width: int) -> list[str]:
 def _blocks(section: Section, width: int, ansi: bool) -> list[list[int]]:
     """Columns of each block: all if they fit, else quality and cost apart, each cut where it is too wide."""
     sizes = [
-        max(len(column.title) + 2, *(len(_plain(row.cells[i], ansi, section)) for row in section.rows)) + 2
+        max(len(column.title), *(len(_plain(row.cells[i], ansi)) for row in section.rows)) + 2
         for i, column in enumerate(section.columns)
     ]
     labels = [i for i, column in enumerate(section.columns) if column.kind == "label"]
@@ -110,17 +114,22 @@ _CONSOLE_MARKS = {Mark.BEST: "*", Mark.SECOND: "_", Mark.CLEAR: "!", Mark.NONE: 
 _ANSI_MARKS = {Mark.BEST: "\x1b[1m", Mark.SECOND: "\x1b[4m", Mark.CLEAR: "\x1b[1m"}
 
 
-def _compact(text: str) -> str:
-    """Without the zero before a decimal point: a difference, its interval and p fill most of a narrow window."""
-    return re.sub(r"(?<!\d)0\.", ".", text).replace("p=1.000", "p=1.00")
+def _compact(section: Section) -> Section:
+    """The same section without zeros before decimal points, for a window that would cut it into more blocks."""
+
+    def short(cell: Cell) -> Cell:
+        if cell.users is None:
+            return cell
+        return replace(cell, text=re.sub(r"(?<!\d)0\.", ".", cell.text).replace("p=1.000", "p=1.00"))
+
+    return replace(section, rows=tuple(replace(row, cells=tuple(map(short, row.cells))) for row in section.rows))
 
 
-def _plain(cell: Cell, ansi: bool, section: Section) -> str:
+def _plain(cell: Cell, ansi: bool) -> str:
     """The text with room for a mark behind the number, so that columns stay aligned."""
-    full = cell.text if section.baseline is None or cell.users is None else _compact(cell.text)
     if ansi or cell.users is None:
-        return full
-    number, space, interval = full.partition(" ")
+        return cell.text
+    number, space, interval = cell.text.partition(" ")
     return f"{number}{_CONSOLE_MARKS[cell.mark]}{space}{interval}".rstrip()
 
 
@@ -128,7 +137,7 @@ def _grid(section: Section, columns: Sequence[int], ansi: bool) -> str:
     import tabulate
 
     def text(cell: Cell) -> str:
-        plain = _plain(cell, ansi, section)
+        plain = _plain(cell, ansi)
         return f"{_ANSI_MARKS[cell.mark]}{plain}\x1b[0m" if ansi and cell.mark in _ANSI_MARKS else plain
 
     rows: list[Any] = [[text(row.cells[i]) for i in columns] for row in section.rows if not row.ceiling]

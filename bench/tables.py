@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.cells import COSTS, EMPTY, Cell, Mark, difference_cell, estimate_cell, label_cell, plain_cell
+from bench.cells import COSTS, Cell, Mark, difference_cell, estimate_cell, label_cell, plain_cell
 from bench.comparison import Entry, clashes, group_mixed, make_entries, mark_mixed, printable, refuse_clashes
 from bench.errors import UsageError
 from bench.estimates import Estimates, Options, estimate, make_options
@@ -126,10 +126,9 @@ def leaderboard(
 
 
 def _columns(entries: Sequence[Entry], options: Options) -> tuple[Column, ...]:
-    columns = [Column("method", "method", "label")]
+    columns = [Column("method", "method", "label"), *_metric_columns(options)]
     if any(len(entry.runs) > 1 for entry in entries):
-        columns.append(Column("seeds", "seeds", "label"))
-    columns += _metric_columns(options)
+        columns.append(Column("seeds", "seeds", "cost"))
     if any(run.totals.get("failed") for entry in entries for run in entry.runs):
         columns.append(Column("failed", "failed", "cost"))
     return (*columns, *(Column(key, title, "cost") for key, (title, _) in COSTS.items()))
@@ -170,15 +169,11 @@ def _difference_section(title: str, entries: Sequence[Entry], scores: Estimates,
             scored = scores.by_metric[name].get(entry.label)
             test = scores.tests.get((name, entry.label))
             cells.append(difference_cell(scored.difference if scored else None, options.infos[name].reducer, test))
-        counts = {cell.users for cell in cells[1:] if cell.users is not None}
-        text = "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else EMPTY
-        rows.append(Row((*cells, Cell(text, max(counts, default=None))), entry.ceiling))
+        rows.append(Row(tuple(cells), entry.ceiling))
+    counts = {cell.users for row in rows for cell in row.cells if cell.users is not None}
     heading = f"Difference to {scores.baseline}" + (f" ({title})" if title else "")
-    if len({row.cells[-1].text for row in rows}) > 1:
-        columns.append(Column("users", "users", "label"))
-    else:  # a column that says the same in every row takes room from those that do not
-        heading += f", {rows[0].cells[-1].text} users"
-        rows = [replace(row, cells=row.cells[:-1]) for row in rows]
+    if counts:
+        heading += f", {'-'.join(str(count) for count in sorted({min(counts), max(counts)}))} users"
     return Section(heading, title, tuple(columns), tuple(rows), scores.baseline)
 
 

@@ -140,6 +140,26 @@ class Lora(Method):
     def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
         return self._prompt(example, ctx)
 
+    def card(self) -> Mapping[str, str]:
+        return {"weights": _WEIGHTS, "use": _USE, "citation": _CITATION}
+
+
+_WEIGHTS = """A low-rank update of some of the language model's linear layers, the same for all users, as peft saves
+it. The language model itself is not in the folder. An adapter can learn phrases of its training texts by heart."""
+_USE = """`adapter_config.json` and `adapter_model.safetensors` are a peft adapter:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("THE LANGUAGE MODEL")
+model = PeftModel.from_pretrained(model, "THIS FOLDER")
+```
+
+It was trained on prompts in which a user's past texts are turns of a chat, newest first:
+`bench.prompts.conversation` builds them."""
+_CITATION = """Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022, arXiv 2106.09685."""
+
 
 class _Adapter:
     """The adapter's weights as something to train."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from method_world import World, context, document, example, said, world
@@ -19,7 +20,7 @@ from bench.errors import UsageError
 from bench.method import Context
 from bench.prompts import one_message
 from bench.training import batch_loss
-from bench.types import REVIEW_TASK, Document, Example, LabeledSplit, slot
+from bench.types import REVIEW_TASK, Document, Example, LabeledSplit, Request, slot
 from methods.dep import Dep
 from methods.dep.config import PAPER, DepConfig
 from methods.dep.learner import SoftPrompts
@@ -46,6 +47,10 @@ def fitted(of: World, ctx: Context, **config: Any) -> Dep:
     method = Dep(DepConfig(**{**QUICK, **config}))
     method.fit(of.train, of.dev, ctx)
     return method
+
+
+def array(request: Request, name: str) -> npt.NDArray[np.float32]:
+    return np.asarray(request.soft[name])
 
 
 # -- config -----------------------------------------------------------------------------------------------------------
@@ -81,7 +86,7 @@ def test_one_message_gives_the_item_then_past_texts_then_what_the_user_gave() ->
     assert (system.role, user.role) == ("system", "user")
     marks = ["Item title: Thing 7", "Item description: a humid", "Past review 1", "Thing 1", past[0].text, "after 0"]
     marks += ["Past review 2", "Thing 2", past[1].text, "after 1", "New review", "Rating: ", "Review title: "]
-    places = []
+    places: list[int] = []
     for mark in marks:
         places.append(user.content.index(mark, places[-1] if places else 0))
     assert places == sorted(places)
@@ -107,8 +112,8 @@ def test_trained_markers_take_three_positions_a_slot(small: World, engine: HFEng
     request = method.requests(small.test.examples[:1], ctx)[0]
     assert [np.asarray(v).shape[0] for v in request.soft.values()] == [3] * 4
     for kind, name in enumerate(("history 2", "difference 2")):
-        np.testing.assert_array_equal(request.soft[name][0], method.module.markers[kind, 0].detach().numpy())
-        np.testing.assert_array_equal(request.soft[name][2], method.module.markers[kind, 1].detach().numpy())
+        np.testing.assert_array_equal(array(request, name)[0], method.module.markers[kind, 0].detach().numpy())
+        np.testing.assert_array_equal(array(request, name)[2], method.module.markers[kind, 1].detach().numpy())
     assert len(engine.encode(request).positions) == 12
 
 
@@ -140,7 +145,7 @@ def test_in_paper_mode_the_first_slots_hold_the_first_vectors_that_the_rules_giv
         assert slots == min(4, len(tokens))
         for number in range(slots):
             for kind, name in enumerate(("history", "difference")):
-                np.testing.assert_allclose(request.soft[f"{name} {number + 1}"], tokens[number, kind], atol=1e-6)
+                np.testing.assert_allclose(array(request, f"{name} {number + 1}"), tokens[number, kind], atol=1e-6)
 
 
 def test_equal_times_keep_their_stored_order_in_the_papers_prompt(engine: HFEngine) -> None:
@@ -213,6 +218,7 @@ def test_another_users_tokens_beside_ones_own_text(engine: HFEngine) -> None:
     method.module = true.module
     own = {request.example_id: request for request in true.requests(examples, ctx)}
     strangers = method.requests(examples, ctx)
+    histories = [f"history {i}" for i in range(1, 5)]
     for request in strangers:
         assert request.messages == own[request.example_id].messages
         mine = np.concatenate([np.asarray(v) for v in own[request.example_id].soft.values()])
@@ -221,13 +227,13 @@ def test_another_users_tokens_beside_ones_own_text(engine: HFEngine) -> None:
         theirs = [
             other
             for other, full in own.items()
-            if all(np.allclose(request.soft[f"history {i}"], full.soft[f"history {i}"], atol=1e-6) for i in range(1, 5))
+            if all(np.allclose(array(request, name), array(full, name), atol=1e-6) for name in histories)
         ]
         assert len(theirs) == 1
         assert theirs != [request.example_id]
     alone = [method.requests([e], ctx)[0] for e in reversed(examples)]
     for left, right in zip(strangers, reversed(alone), strict=True):
-        assert all(np.array_equal(left.soft[name], right.soft[name]) for name in left.soft)
+        assert all(np.array_equal(array(left, name), array(right, name)) for name in left.soft)
 
 
 def test_another_users_history_is_a_generation_time_control_that_shares_the_fit(engine: HFEngine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.method import Variant
 from methods.dep.config import DepConfig
 
@@ -10,7 +12,7 @@ _HISTORIES = (1, 2, 4, 8, 16)
 
 def controls(config: DepConfig) -> list[Variant]:
     """What `--ablate controls` runs beside DEP as configured."""
-    knobs = {
+    knobs: dict[str, dict[str, Any]] = {
         "history tokens only": {"tokens": "history"},
         "difference tokens only": {"tokens": "difference"},
         "no autoencoder": {"autoencoder": "none"},
@@ -25,7 +27,7 @@ def controls(config: DepConfig) -> list[Variant]:
     }
     if config.mode == "paper":
         del knobs["random peers"]  # the paper's rules say who is a peer
-    beside = {
+    beside: dict[str, dict[str, Any]] = {
         "rag": {"k": config.n_history, "retriever": "recency"},
         "lora": {"n_history": config.n_history},
     }

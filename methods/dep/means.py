@@ -45,24 +45,25 @@ class Timelines:
         Sums run in order of time, so a mean has the same bits in whichever timeline begins with its texts.
         """
         arrays = population.arrays()
-        starts, places, own = [len(arrays)], [arrays.text[arrays.by_user.members]], np.full(len(examples), -1, np.int64)
+        groups, size = arrays.by_user, len(arrays)
+        stored, added, stops = arrays.text[groups.members], [np.zeros(0, np.int64)], []
+        own = np.full(len(examples), -1, np.int64)
         lines: dict[str, tuple[int, tuple[Document, ...]]] = {}
-        for number in sorted(range(len(examples)), key=lambda n: -len(examples[n].history)):
-            user, history = examples[number].user_id, examples[number].history
-            known = tuple(population.history(user, None))
-            start, line = lines.get(user, (0, ()))
-            if known[: len(history)] == history:
-                start = int(arrays.by_user.starts[arrays.users[user]]) if history else -1
-            elif line[: len(history)] != history:
-                start = starts[-1]
-                lines[user] = start, history
+        for index in sorted(range(len(examples)), key=lambda n: -len(examples[n].history)):
+            user, history = examples[index].user_id, examples[index].history
+            if not history:
+                continue
+            known, begin = tuple(population.history(user, None)), int(groups.starts[arrays.users.get(user, 0)])
+            start, line = (begin, known) if known[: len(history)] == history else lines.get(user, (0, ()))
+            if line[: len(history)] != history:
+                start, lines[user] = size, (size, history)
                 shared = len(known) if history[: len(known)] == known else 0
-                begin = int(arrays.by_user.starts[arrays.users.get(user, 0)])
-                more = np.array(texts.numbers(history[shared:]), np.int64)
-                places.append(np.concatenate([places[0][begin : begin + shared], more]))
-                starts.append(start + len(history))
-            own[number] = start + len(history) - 1 if history else -1
-        return cls(np.concatenate([arrays.by_user.starts, starts[1:]]), np.concatenate(places), own)
+                added += [stored[begin : begin + shared], np.array(texts.numbers(history[shared:]), np.int64)]
+                size += len(history)
+                stops.append(size)
+            own[index] = start + len(history) - 1
+        starts = np.concatenate([groups.starts, np.array(stops, np.int64)])
+        return cls(starts, np.concatenate([stored, *added]), own)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bench.training import Row, TrainingLog, build_rows, latest_targets, planned
 from bench.types import Capability, Example, LabeledSplit, Message, Request
 from methods.dep.config import DepConfig
 from methods.dep.controls import controls
-from methods.dep.differences import Floats
+from methods.dep.pairs import Floats
 from methods.dep.prompting import (
     Prepared,
     fitted_prompts,
@@ -147,6 +147,11 @@ class Dep(Method):
         sizes = {"embedding_size": embedding_size, "hidden_size": hidden_size}
         about = {**sizes, "config": self.config.model_dump(), "report": self.report}
         (folder / "config.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+    def card(self) -> Mapping[str, str]:
+        from methods.dep import card
+
+        return {"weights": card.WEIGHTS, "use": card.USE, "citation": card.CITATION}
 
     def load(self, folder: Path, ctx: Context) -> None:
         import torch

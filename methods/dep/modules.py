@@ -141,7 +141,7 @@ class DepModule(nn.Module):
         tokens = []
         if self.history is not None:
             tokens.append(self.history(self.encode(own)) * self.scale[0])
-        if self.difference is not None:
+        if self.difference is not None and self.no_peers is not None:
             projected = self.difference(self.encode(difference)) * self.scale[1]
             tokens.append(torch.where(has_peers[:, None], projected, self.no_peers))
         soft = torch.stack(tokens, dim=1).unsqueeze(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +14,10 @@ from bench.prompts import Fitted, conversation, fit_prompt, one_message
 from bench.retrieval import newest_first, retrieve
 from bench.types import Document, Example, Message, slot
 from methods.dep.config import DepConfig
-from methods.dep.differences import Floats, ReviewVectors, review_vectors
+from methods.dep.differences import ReviewVectors, review_vectors
+from methods.dep.pairs import Encode, Floats
 from methods.dep.paper import paper_history, paper_reviews, paper_vectors
 
-Encode = Callable[[Sequence[str]], Floats]
 _KINDS = {"both": ("history", "difference"), "history": ("history",), "difference": ("difference",)}
 
 
