@@ -49,7 +49,7 @@ def model_card(
         _results(run, told),
         _diagnosis(run),
         _curve(run),
-        _made(told),
+        _made(run, told),
         f"## Citation\n\n{sections['citation']}" if "citation" in sections else "",
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
@@ -212,7 +212,7 @@ def _curve(run: StoredRun) -> str:
     return f"## Training\n\nLosses are nats a target token.\n\n{_table(headings, rows)}"
 
 
-def _made(told: Mapping[str, Any]) -> str:
+def _made(run: StoredRun, told: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in sorted(told["packages"].items()))
     machine = told["machine"]
     where = ", ".join(str(part) for part in (machine["device"] or machine["cpu"], machine["platform"]) if part)
@@ -220,8 +220,10 @@ def _made(told: Mapping[str, Any]) -> str:
     took = f" Training took {seconds:,.0f} s." if isinstance(seconds, int | float) else ""
     code = ", ".join(f"{name} {number}" for name, number in sorted((told["code"] or {}).items()))
     version = told["method"]["version"]
+    left_out = run.plan["about"]["config"] != told["command"]
+    note = "Of paths, only the last part is shown, and of keys nothing.\n\n" if left_out else ""
     return (
-        f"## How it was made\n\n```sh\n{command(told['command'])}\n```\n\nOn {where}.{took} Method "
+        f"## How it was made\n\n```sh\n{command(told['command'])}\n```\n\n{note}On {where}.{took} Method "
         f"{told['method']['name']}, version {version}; {code}; Python {told['python']}; {packages}."
     )
 

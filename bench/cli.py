@@ -273,6 +273,25 @@ def table(
     _print_tables(tables, Format.JSON if as_json else format_)
 
 
+@app.command(short_help="Look inside a fitted method, from a stored run.")
+def diagnose(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as RUNS/planted/dep/KEY.")],
+    limit: Annotated[int, typer.Option(min=1, help="Test users to look at.")] = 32,
+    generate: Annotated[int, typer.Option(min=0, help="Examples to write anew under changes; 0 for none.")] = 16,
+    probe_users: Annotated[
+        int | None, typer.Option(min=0, help="Users to probe for planted traits; 0 for none. [default: all]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as one object, for machines.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A file for the JSON, besides the run's own.")] = None,
+) -> None:
+    """Show what a fitted method learned and how far it moves what is written; trains nothing."""
+    from bench.diagnose import diagnose as look
+    from bench.diagnose import report
+    from bench.method import DiagnosisOptions
+
+    typer.echo(report(look(run_folder, limit, DiagnosisOptions(generate, probe_users), out), as_json))
+
+
 @app.command(short_help="Measure an engine's speed over batch sizes.")
 def throughput(
     engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",

@@ -22,8 +22,9 @@ from bench.config import build
 from bench.errors import UsageError, first_line
 from bench.files import file_digest, pretty_json, read_object, write_atomic
 from bench.fits import FIT_FILE
-from bench.keys import digest
-from bench.store import MANIFEST, PLAN, StoredRun, find_runs
+from bench.reopen import complete_run, fit_folder
+from bench.store import MANIFEST, PLAN, StoredRun
+from bench.training.log import JOURNAL
 
 CONFIG = "config.json"
 FORMAT = 1
@@ -32,6 +33,8 @@ SECTION = "bench"
 """Under which `config.json` holds what is not the method's own."""
 _PARTS = ("method", "engine", "batching", "encoder", "sampling", "prompt", "seed", "code")
 """Of a run's description: what is needed to write as it did."""
+_NOT_SAVED = (FIT_FILE, JOURNAL, CONFIG, CARD)
+"""Files of a fit's folder that are not taken over as they are: told in the card, or written anew."""
 _SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt")
 """What an export takes over: nothing that could run code when it is opened."""
 _SECRET = re.compile(r"(?:^|[._-])(?:key|apikey|token|secret|password|passwd|credentials?|authorization)$", re.I)
@@ -49,7 +52,7 @@ def export(path: Path, folder: Path, license_: str | None = None, language: str 
         if value is not None and not _TAG.fullmatch(value):
             raise UsageError(f"{option} {value!r} is no short name such as {'mit' if option == '--license' else 'en'}")
     run = _run(path)
-    fitted = _fit_folder(run)
+    fitted = fit_folder(run)
     _check_free(folder)
     files = _saved(fitted)
     config = _config(run, fitted, files)
@@ -79,34 +82,10 @@ def _method(run: StoredRun, config: Mapping[str, Any]) -> Any:
 
 
 def _run(path: Path) -> StoredRun:
-    if not path.is_dir():
-        raise UsageError(f"no run at {path}; give the folder of one, such as results/runs/planted/dep/KEY")
-    if not (path / MANIFEST).is_file():
-        if (path / PLAN).is_file():
-            raise UsageError(f"{path} is not complete; the command that made it goes on with it")
-        runs = find_runs(path).runs
-        fitted = [run.path for run in runs if run.manifest.get("fit")]
-        many = f"holds {len(fitted)} runs of methods that train; give one, such as {fitted[0]}" if fitted else ""
-        raise UsageError(f"{path} {many or 'is no run and holds none of a method that trains'}")
-    run = StoredRun.load(path)
+    run = complete_run(path)
     if problem := run.damage():
         raise UsageError(f"{problem}; start the run over with --existing overwrite")
     return run
-
-
-def _fit_folder(run: StoredRun) -> Path:
-    """Where what the run's method learned lies. Raises UsageError if it learned nothing, or that is gone."""
-    fit = run.manifest.get("fit")
-    if not fit:
-        raise UsageError(f"{run.path}: {run.method} learns nothing, so there is nothing to export; see: dep, lora")
-    if not isinstance(fit, dict) or not isinstance(fit.get("key"), dict):
-        raise UsageError(f"{run.path / MANIFEST} does not say what was fitted; start over with --existing overwrite")
-    folder = run.path.parent / f"fit-{digest(fit['key'])}"
-    if not (folder / FIT_FILE).is_file():
-        raise UsageError(f"what {run.path} learned is gone ({folder}); start over with --existing overwrite")
-    if read_object(folder / FIT_FILE).get("key") != fit["key"]:
-        raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
-    return folder
 
 
 def _check_free(folder: Path) -> None:
@@ -123,7 +102,7 @@ def _check_free(folder: Path) -> None:
 def _saved(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of what the method saved, but for its config. Every file is looked into first."""
     found = sorted(path for path in folder.rglob("*") if not path.is_dir())
-    kept = [path for path in found if path.relative_to(folder).as_posix() not in (FIT_FILE, CONFIG, CARD)]
+    kept = [path for path in found if path.relative_to(folder).as_posix() not in _NOT_SAVED]
     weights = 0
     for path in kept:
         if path.is_symlink() or path.suffix not in _SUFFIXES:
@@ -207,12 +186,12 @@ def public(value: Any, called: str = "") -> Any:
         return {key: public(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [public(inner, called) for inner in value]
-    if isinstance(value, str):
-        return _public_text(value, called)
-    return value
+    if _SECRET.search(called) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return "***"
+    return _public_text(value) if isinstance(value, str) else value
 
 
-def _public_text(text: str, called: str) -> str:
+def _public_text(text: str) -> str:
     name, equals, given = text.partition("=")
     if equals and re.fullmatch(r"[\w.-]+", name):  # an assignment of --set
         try:
@@ -221,8 +200,6 @@ def _public_text(text: str, called: str) -> str:
             parsed = given
         shown = public(parsed, name)
         return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
-    if _SECRET.search(called):
-        return "***"
     text = _LOGIN.sub("", text)
     text = text.removeprefix("file://")
     posix, windows = PurePosixPath(text), PureWindowsPath(text)

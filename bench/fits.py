@@ -70,7 +70,7 @@ def fit_or_load(
         _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say)
     else:
         shutil.rmtree(_work(folder), ignore_errors=True)  # left by a kill right after the fit got its name
-        say(f"{method.name}: taking the fit at {folder}")
+        say(f"taking the fit at {folder}")
     info = read_object(folder / FIT_FILE)
     if info.get("key") != dict(key):
         raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
@@ -92,12 +92,12 @@ def _fit(
         with FileLock(str(folder) + ".lock").acquire(timeout=0):
             if (folder / FIT_FILE).exists():  # made by another process since we looked
                 return
-            work = _prepare_work(method, folder, resume, say)
+            work = _prepare_work(folder, resume, say)
             ctx = replace(ctx, work=work)
             meter: Meter = ctx.meter
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
-            _announce(method, method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
+            _announce(method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
             meter.start_peak()
             ctx.engine.peak_memory()
             with meter.phase("fit"):
@@ -126,12 +126,12 @@ def _fit(
         raise UsageError(f"another process is fitting {folder}; wait for it or choose another --out") from error
 
 
-def _prepare_work(method: Method, folder: Path, resume: bool, say: Say) -> Path:
+def _prepare_work(folder: Path, resume: bool, say: Say) -> Path:
     work = _work(folder)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     elif work.exists() and any(work.iterdir()):
-        say(f"{method.name}: an earlier process left a fit unfinished; going on from what it kept in {work}")
+        say(f"an earlier process left a fit unfinished; going on from what it kept in {work}")
     work.mkdir(exist_ok=True)
     return work
 
@@ -148,7 +148,7 @@ def _training_info(log: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _announce(method: Method, plan: TrainingPlan | None, ctx: Context, say: Say) -> None:
+def _announce(plan: TrainingPlan | None, ctx: Context, say: Say) -> None:
     """Says how much is about to be trained and how long that takes here, before it starts."""
     if plan is None:
         return
@@ -156,7 +156,7 @@ def _announce(method: Method, plan: TrainingPlan | None, ctx: Context, say: Say)
     total = plan.tokens * plan.epochs
     long = f", about {duration(_BACKWARD * total / speed.prefill_tokens_per_second)} here" if speed else ""
     say(
-        f"{method.name}: training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}."
+        f"training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}."
         f"{_embedding(plan.texts, ctx)} Smaller with {plan.smaller}."
     )
 

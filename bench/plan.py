@@ -109,7 +109,7 @@ def make_plan(config: RunConfig) -> Plan:
     methods = [one.method for one in planned]
     engine_class = registry.load("engine", config.engine)
     _check_engine(methods, engine_class)
-    check_parts(overrides, {*(m.name for m in methods), config.engine, _dataset_part(config), *metric_names})
+    check_parts(overrides, {*(m.name for m in methods), config.engine, dataset_part(config), *metric_names})
     engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
     encoder = _encoder(config)
     spec = _spec(config, overrides)
@@ -123,7 +123,7 @@ def make_plan(config: RunConfig) -> Plan:
     return Plan(config, planned, engine, used, metrics, dataset, overrides)
 
 
-def _dataset_part(config: RunConfig) -> str:
+def dataset_part(config: RunConfig) -> str:
     """How the dataset is called in --set: its name, or its spec file's without the ending."""
     return Path(config.dataset).stem if config.dataset.endswith(".toml") else config.dataset
 
@@ -143,7 +143,7 @@ def dataset_of(config: RunConfig) -> Dataset:
 def _spec(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) -> DatasetSpec:
     from bench.data.spec import load_spec
 
-    return load_spec(config.dataset, overrides.get(_dataset_part(config), {}))
+    return load_spec(config.dataset, overrides.get(dataset_part(config), {}))
 
 
 def _prepared(spec: DatasetSpec, config: RunConfig) -> Dataset:

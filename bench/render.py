@@ -86,7 +86,7 @@ def _wrapped(note: str, width: int) -> list[str]:
 def _blocks(section: Section, width: int, ansi: bool) -> list[list[int]]:
     """Columns of each block: all if they fit, else quality and cost apart, each cut where it is too wide."""
     sizes = [
-        max(len(column.title), *(len(_plain(row.cells[i], ansi)) for row in section.rows)) + 2
+        max(len(column.title) + 2, *(len(_plain(row.cells[i], ansi)) for row in section.rows)) + 2
         for i, column in enumerate(section.columns)
     ]
     labels = [i for i, column in enumerate(section.columns) if column.kind == "label"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.config import build, parse_overrides
+from bench.config import parse_overrides
 from bench.errors import UsageError
-from bench.plan import DEFAULT_METRICS, RunConfig, applicable, check_parts, dataset_of, make_metrics
+from bench.plan import DEFAULT_METRICS, applicable, check_parts, dataset_of, make_metrics
+from bench.reopen import check_dataset, config_of
 from bench.runner import score_run
 from bench.store import Listing, StoredRun, find_runs
 
@@ -56,15 +57,7 @@ def left_out(listing: Listing) -> list[str]:
 def _dataset(run: StoredRun, known: dict[str, Dataset]) -> Dataset:
     key = str(run.description["dataset"])
     if key not in known:
-        about: Any = run.plan.get("about", {}).get("config")
-        if not isinstance(about, dict):
-            raise UsageError(f"{run.path} does not say which dataset it came from; run it again")
-        dataset = dataset_of(build(RunConfig, about, str(run.path / "plan.json")))
-        now = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": dataset.selection}
-        if now != run.description["dataset"]:
-            raise UsageError(
-                f"{run.path} was made on another state of dataset {dataset.name!r} (fingerprint "
-                f"{run.description['dataset']['fingerprint'][:12]}, now {dataset.fingerprint[:12]}); run it again"
-            )
+        dataset = dataset_of(config_of(run))
+        check_dataset(run, dataset)
         known[key] = dataset
     return known[key]

@@ -50,7 +50,7 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     fitted: set[str] = set()
     for planned in plan.planned:
         for seed in plan.config.seeds:
-            run = _MethodRun(plan, planned, seed, fitted, report).finish()
+            run = MethodRun(plan, planned, seed, fitted, report).finish()
             if only_cached:
                 _check_scored(run, plan.metrics)
             runs.append(run)
@@ -93,7 +93,7 @@ def _check_scored(run: StoredRun, metrics: Sequence[Metric]) -> None:
         )
 
 
-class _MethodRun:
+class MethodRun:
     """One method with one seed on one dataset."""
 
     def __init__(self, plan: Plan, planned: Planned, seed: int, fitted: set[str], report: Say) -> None:
@@ -162,7 +162,7 @@ class _MethodRun:
             if folder.open(self.plan.config.existing, self._about()).reuse:
                 self.report(f"{self.planned.title}: complete at {folder.path}, taken as it is")
                 return self._named(folder)
-            ctx = self._context(folder.path)
+            ctx = self.context(folder.path)
             fit = self._fit(description, ctx)
             answers = self.method.answer(list(self.examples.values()), ctx)
             if answers is None:
@@ -186,7 +186,8 @@ class _MethodRun:
             folder.name_variant(variant)
         return StoredRun.load(folder.path).called(variant)
 
-    def _context(self, folder: Path) -> Context:
+    def context(self, folder: Path) -> Context:
+        """What the method may touch, engine loaded; intermediate stages are kept under `folder`."""
         plan = self.plan
         ctx = Context(
             task=plan.dataset.task,
@@ -216,7 +217,11 @@ class _MethodRun:
         quiet = replace(ctx, stage_runner=None)
         mark = digest(key)
         existing = Existing.RESUME if mark in self.fitted else config.existing  # overwritten once, then shared
-        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, self.report)
+
+        def told(line: str) -> None:
+            self.report(f"{self.planned.title}: {line}")
+
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told)
         self.fitted.add(mark)
         self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit

@@ -30,26 +30,47 @@ def naive_weights(distances: Sequence[float], weighting: Weighting, tau: float) 
         raw = raw if sum(raw) else [1.0] * len(raw)
     elif weighting == "inverse":
         raw = [1 / max(n, 1e-6) for n in distances]
+    elif weighting == "share":
+        kept = [n if n >= 1e-6 else 0.0 for n in distances]
+        raw = [math.exp(n / sum(kept)) if sum(kept) else 1.0 for n in kept]
     else:
         raw = [1.0] * len(distances)
     return [value / sum(raw) for value in raw]
 
 
-def naive_difference(
-    example: Example, review: Document, world: Sequence[Document], config: DepConfig, embed: Embed
-) -> Vector | None:
-    """d(u,i) = sum_r w_r (e(u,i) - e(r,i)), or None without peers."""
+def naive_order(document: Document) -> tuple[float, str, str]:
+    return math.inf if document.timestamp is None else document.timestamp, document.user_id, document.id
+
+
+def naive_others(example: Example, world: Sequence[Document], config: DepConfig) -> list[Document]:
+    """What the example may see of other users, by (timestamp, user, id)."""
 
     def seen(document: Document) -> bool:
         if not config.peer_cutoff or example.timestamp is None:
             return True
         return document.timestamp is not None and document.timestamp < example.timestamp
 
-    others = [d for d in world if d.user_id != example.user_id and seen(d)]
-    peers = [d for d in others if d.item_id == review.item_id and review.item_id is not None]
-    peers.sort(key=lambda d: (math.inf if d.timestamp is None else d.timestamp, d.user_id, d.id))
-    if config.max_peers is not None:
-        peers = peers[max(0, len(peers) - config.max_peers) :]
+    return sorted((d for d in world if d.user_id != example.user_id and seen(d)), key=naive_order)
+
+
+def naive_peers(
+    example: Example, review: Document, world: Sequence[Document], config: DepConfig, embed: Embed
+) -> list[Document]:
+    others = naive_others(example, world, config)
+    if config.peer_source == "content":
+        others.sort(key=lambda d: (-float(embed(review.text) @ embed(d.text)), naive_order(d)))
+        peers = sorted(others[: config.nearest_peers], key=naive_order)
+    else:
+        peers = [d for d in others if d.item_id == review.item_id and review.item_id is not None]
+    return peers if config.max_peers is None else peers[max(0, len(peers) - config.max_peers) :]
+
+
+def naive_difference(
+    example: Example, review: Document, world: Sequence[Document], config: DepConfig, embed: Embed
+) -> Vector | None:
+    """d(u,i) = sum_r w_r (e(u,i) - e(r,i)), or None without peers."""
+    others = naive_others(example, world, config)
+    peers = naive_peers(example, review, world, config, embed)
     if not peers:
         return None
     own_mean = naive_mean([d.text for d in example.history], embed)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.data.arrays import expand
 from bench.data.population import Population
-from bench.types import Document
+from bench.types import Document, Example
 
 
 def document(user: str, item: str | None, time: int | None, suffix: str = "") -> Document:
@@ -88,3 +90,38 @@ def test_the_same_document_objects_come_back_and_lists_are_copies() -> None:
 def test_two_documents_with_one_id() -> None:
     with pytest.raises(ValueError, match="u/a"):
         Population([document("u", "a", 1), document("u", "a", 2)])
+
+
+@given(documents(), st.lists(st.one_of(st.none(), st.integers(0, 6)), max_size=4))
+def test_arrays_say_what_the_look_ups_say(found: list[Document], moments: list[int | None]) -> None:
+    population = Population(found)
+    arrays = population.arrays()
+    ordered = population.documents()
+    assert population.arrays() is arrays
+    assert len(arrays) == len(ordered)
+    assert list(arrays.users) == population.users()
+    assert [list(arrays.texts)[n] for n in arrays.text] == [one.text for one in ordered]
+    assert arrays.find([*ordered, document("new", "a", 1)]).tolist() == [*range(len(ordered)), -1]
+    assert [arrays.numbers[one.id] for one in ordered] == [*range(len(ordered))]
+
+    examples = [Example(str(n), "u", {}, (), None, moment) for n, moment in enumerate(moments)]
+    assert arrays.ends(examples, cutoff=False).tolist() == [len(ordered)] * len(moments)
+    ends = arrays.ends(examples, cutoff=True)
+    for moment, end in zip(moments, ends.tolist(), strict=True):
+        assert [ordered[n] for n in range(end)] == [
+            one for one in ordered if moment is None or (one.timestamp is not None and one.timestamp < moment)
+        ]
+        for name, user in arrays.users.items():
+            starts, counts = arrays.by_user.ranges(np.array([user, -1]), np.array([end, end]))
+            members = arrays.by_user.members[expand(starts, counts)[1]]
+            assert [ordered[n] for n in members] == population.history(name, moment)
+        for name, item in arrays.items.items():
+            starts, counts = arrays.by_item.ranges(np.array([item]))
+            members = arrays.by_item.members[expand(starts, counts)[1]]
+            assert [ordered[n] for n in members] == [one for one in ordered if one.item_id == name]
+
+
+def test_ranges_laid_end_to_end() -> None:
+    owners, places = expand(np.array([7, 3, 0]), np.array([2, 0, 3]))
+    assert owners.tolist() == [0, 0, 2, 2, 2]
+    assert places.tolist() == [7, 8, 0, 1, 2]

@@ -21,7 +21,7 @@ from methods.dep.differences import ReviewVectors, review_vectors, segment_weigh
 
 SIZE = 6
 NOW = 10
-WEIGHTINGS: tuple[Weighting, ...] = ("uniform", "softmax", "linear", "inverse")
+WEIGHTINGS: tuple[Weighting, ...] = ("uniform", "softmax", "linear", "inverse", "share")
 
 
 def embed(text: str) -> Vector:
@@ -63,6 +63,13 @@ configs = st.builds(
     tau=st.sampled_from([0.05, 0.1, 1.0, 10.0]),
     max_peers=st.one_of(st.none(), st.integers(1, 3)),
     peer_cutoff=st.booleans(),
+    peer_source=st.sampled_from(["item", "content"]),
+    nearest_peers=st.integers(1, 4),
+)
+any_source = st.builds(
+    lambda config, source: config.model_copy(update={"peer_source": source}),
+    configs,
+    st.sampled_from(["item", "content", "random"]),
 )
 
 
@@ -70,8 +77,10 @@ def chosen_of(examples: Sequence[Example]) -> list[list[Document]]:
     return [list(reversed(example.history)) for example in examples]
 
 
-def vectors(examples: Sequence[Example], world: Sequence[Document], config: DepConfig) -> list[ReviewVectors]:
-    return review_vectors(examples, chosen_of(examples), Population(world), config, encode)
+def vectors(
+    examples: Sequence[Example], world: Sequence[Document], config: DepConfig, seed: int = 0
+) -> list[ReviewVectors]:
+    return review_vectors(examples, chosen_of(examples), Population(world), config, encode, seed=seed)
 
 
 def same_bits(left: ReviewVectors, right: ReviewVectors) -> bool:
@@ -99,7 +108,7 @@ def test_differences_equal_the_definition(made: tuple[list[Document], list[Examp
 
 
 @settings(max_examples=60, deadline=None)
-@given(worlds(), configs, st.randoms(use_true_random=False))
+@given(worlds(), any_source, st.randoms(use_true_random=False))
 def test_order_of_examples_and_documents_and_company_change_not_one_bit(
     made: tuple[list[Document], list[Example]], config: DepConfig, random: Random
 ) -> None:
@@ -115,7 +124,7 @@ def test_order_of_examples_and_documents_and_company_change_not_one_bit(
 
 
 @settings(max_examples=60, deadline=None)
-@given(worlds(), configs)
+@given(worlds(), any_source)
 def test_what_is_written_at_or_after_the_target_changes_nothing_under_the_cutoff(
     made: tuple[list[Document], list[Example]], config: DepConfig
 ) -> None:

@@ -26,5 +26,5 @@ def test_a_fit_that_is_killed_and_called_again_ends_with_the_same_bytes(tmp_path
     assert result["different"] == []
     assert result["killed"]["event"] >= 4
     assert result["killed"]["write"] == 6  # the states after four steps and two epochs
-    assert result["killed"]["delay"] >= 2
+    assert result["killed"]["delay"] >= 1
     assert {"log", "training.jsonl"} < set(result["files"])

@@ -59,6 +59,8 @@ class SoftPrompts(nn.Module):
 class Learner:
     """`SoftPrompts` as a `bench.training.Trainable`."""
 
+    constant_prefix = True
+
     def __init__(self, module: SoftPrompts) -> None:
         self.module = module
 

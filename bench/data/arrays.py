@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ class Groups:
     members: Ints
     """(grouped,) documents, group after group."""
     starts: Ints
-    """(groups + 1,) where each group begins among `members`."""
+    """(groups + 1,) where each group begins among `members`; one empty group where there is none."""
     keys: Ints
     """(grouped,) group * documents + document: ascending, so that one search finds a moment in many groups."""
     documents: int
@@ -32,7 +33,7 @@ class Groups:
     def of(cls, codes: Ints, count: int) -> Groups:
         """Groups 0 to count-1 of the documents with these codes; a negative code means none."""
         members = np.argsort(codes, kind="stable")[np.count_nonzero(codes < 0) :]
-        starts = np.searchsorted(codes[members], np.arange(count + 1))
+        starts = np.searchsorted(codes[members], np.arange(max(1, count) + 1))  # so that group 0 can be asked for
         return cls(members, starts, codes[members] * len(codes) + members, len(codes))
 
     def ranges(self, groups: Ints, ends: Ints | None = None) -> tuple[Ints, Ints]:
@@ -54,6 +55,9 @@ class Groups:
 class PopulationArrays:
     """Documents in the population's order, by (timestamp, user, id); whatever was before a moment comes first."""
 
+    documents: tuple[Document, ...]
+    objects: dict[int, int]
+    """`id()` of each document -> number: found without a look at the document, which lies somewhere in memory."""
     numbers: dict[str, int]
     """Document id -> number."""
     users: dict[str, int]
@@ -82,6 +86,8 @@ class PopulationArrays:
         user = np.fromiter((user_numbers[d.user_id] for d in documents), np.int64, size)
         item = np.fromiter((-1 if d.item_id is None else number(items, d.item_id) for d in documents), np.int64, size)
         return cls(
+            documents=tuple(documents),
+            objects={id(d): n for n, d in enumerate(documents)},
             numbers={d.id: n for n, d in enumerate(documents)},
             users=user_numbers,
             items=items,
@@ -97,6 +103,10 @@ class PopulationArrays:
     def __len__(self) -> int:
         """Number of documents."""
         return len(self.user)
+
+    def find(self, documents: Sequence[Document]) -> Ints:
+        """(len(documents),) the number of each of the population's own objects; -1 for any other object."""
+        return np.fromiter(map(self.objects.get, map(id, documents), repeat(-1)), np.int64, len(documents))
 
     def ends(self, examples: Sequence[Example], cutoff: bool) -> Ints:
         """(examples,) documents that each example may see: those numbered below this. All, without a cut-off."""

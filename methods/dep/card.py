@@ -1,9 +1,9 @@
 """What DEP's model card says that only DEP knows."""
 
-WEIGHTS = """An autoencoder over text embeddings and, for each kind of soft token, a projector from its code to the width
-of the language model, with the token that stands for "no peers". They are the same for all users: no embedding of any
-text is among them, and what is written for a user comes from the reviews given at that time. Language model and encoder
-are not in the folder; they load apart."""
+WEIGHTS = """An autoencoder over text embeddings and, for each kind of soft token, a projector from its code to the
+width of the language model, with the token that stands for "no peers". They are the same for all users: no embedding of
+any text is among them, and what is written for a user comes from the reviews given at that time. Language model and
+encoder are not in the folder; they load apart."""
 
 USE = """```python
 import methods.dep

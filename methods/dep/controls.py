@@ -23,7 +23,7 @@ def controls(config: DepConfig) -> list[Variant]:
         "uniform weights": {"weighting": "uniform"},
         "linear weights": {"weighting": "linear"},
         "inverse weights": {"weighting": "inverse"},
-        **{f"{n} histories": {"n_history": n} for n in _HISTORIES if n != config.n_history},
+        **{f"n_history {n}": {"n_history": n} for n in _HISTORIES if n != config.n_history},
     }
     if config.mode == "paper":
         del knobs["random peers"]  # the paper's rules say who is a peer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from bench.engines.base import LanguageModel
 from bench.keys import rank_hash
 from bench.method import Context, Diagnosis, DiagnosisOptions, Section
+from bench.probe import PERMUTATIONS, Probe, probe
 from bench.training import Row, build_rows
 from bench.types import Document, Example, LabeledSplit
 from methods.dep import influence
@@ -47,7 +48,7 @@ def diagnose(method: Dep, split: LabeledSplit, ctx: Context, options: DiagnosisO
         nearest_words(view, lm),
         on_references(view, lm, split.references),
         on_texts(view, split.references, options.generate, metrics),
-        readable(method, ctx, options.probe_users),
+        *readable(method, ctx, options.probe_users),
     ]
 
 
@@ -156,9 +157,9 @@ def token_sizes(view: View, lm: LanguageModel) -> Section:
     )
     words = _embeddings(lm, torch.arange(0, _vocabulary(lm), max(1, _vocabulary(lm) // _SAMPLE))).cpu()
     groups = {f"{kind} tokens": view.of_kind(kind) for kind in view.kinds}
-    groups["embeddings of the language model"] = list(words.split(1))
+    groups["embeddings of the language model"] = list(words[:, None])
     groups |= {f"{kind} vectors, which go in": [v.cpu() for v in view.vectors(kind)] for kind in view.kinds}
-    users = {name: view.users for name in groups}
+    users = dict.fromkeys(groups, view.users)
     users["embeddings of the language model"] = [str(i) for i in range(len(words))]
     rows = [_sizes(name, tokens, users[name]) for name, tokens in groups.items() if sum(map(len, tokens))]
     if view.module.no_peers is not None:
@@ -225,10 +226,11 @@ def nearest_words(view: View, lm: LanguageModel) -> Section:
 
 def _nearest(lm: LanguageModel, tokens: torch.Tensor) -> list[list[tuple[int, float]]]:
     """(token id, cosine) of the closest embeddings of each soft token (n, hidden), best first."""
-    units = torch.nn.functional.normalize(tokens.float(), dim=-1).to(lm.device)
-    parts = []
-    for ids in torch.arange(_vocabulary(lm)).split(_CHUNK):
-        parts.append((units @ torch.nn.functional.normalize(_embeddings(lm, ids), dim=-1).T).cpu())
+    size, units = _vocabulary(lm), torch.nn.functional.normalize(tokens.float(), dim=-1).to(lm.device)
+    parts = [
+        (units @ torch.nn.functional.normalize(_embeddings(lm, ids), dim=-1).T).cpu()
+        for ids in (torch.arange(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK))
+    ]
     best = torch.cat(parts, dim=1).topk(_NEAREST, dim=1)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [list(zip(ids, cosines, strict=True)) for ids, cosines in pairs]
@@ -322,39 +324,56 @@ def _metrics() -> list[Any]:
 
 
 @contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+def _bar(label: str, total: int, unit: str = "ex") -> Iterator[Callable[[int], object]]:
     import sys
 
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=label, unit="ex", mininterval=0.1 if sys.stderr.isatty() else 30.0) as bar:
+    with tqdm(total=total, desc=label, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 30.0) as bar:
         yield bar.update
 
 
 # -- what can be read -------------------------------------------------------------------------------------------------
 
 
-def readable(method: Dep, ctx: Context, most: int | None) -> Section:
+def readable(method: Dep, ctx: Context, most: int | None, permutations: int = PERMUTATIONS) -> list[Section]:
     """Linear probes for planted traits, on each step from vector to soft token."""
     name = "traits that a linear probe can read"
     reading = (
-        "Multinomial logistic regression from a user's mean vector to a planted trait, cross-validated over users. "
-        "Balanced accuracy: the mean over a trait's values; chance is 1 / values, and, measured, the same with the "
-        "vectors dealt to users at random (p: share of deals that do as well; not corrected for many rows). A trait that "
-        "is read from vectors but not from tokens is lost on the way; one that is not read at all may still be there "
-        "in another form."
+        "Multinomial logistic regression from a user's mean vector to each planted trait, cross-validated over users. "
+        "Balanced accuracy, averaged over traits; beside it the same with the vectors dealt to users at random, which "
+        "is chance as it is here, and p, the share of deals that do as well. A trait that is read from vectors but not "
+        "from tokens is lost on the way; what is not read may still be there in another form."
     )
     if ctx.truth is None:
-        return Section(name, reading, note="The dataset does not know its users' traits; planted does.")
+        return [Section(name, reading, note="The dataset does not know its users' traits; planted does.")]
     if most == 0:
-        return Section(name, reading, note="Not asked for (--probe-users 0).")
+        return [Section(name, reading, note="Not asked for (--probe-users 0).")]
     examples = population_examples(ctx, most)
-    view = View(method, examples, replace(ctx, truth=None))
-    labels = {user: ctx.truth.traits(user) for user in view.users}
-    rows = _probed(view, labels)
-    note = f"{len(examples)} users, each with the reviews before their latest public one; values that fewer than five"
-    note += " users share are left out, and so is what is a user's very own word."
-    return Section(name, reading, rows, note if rows else f"{len(examples)} users are too few to probe.")
+    view = View(method, examples, ctx)
+    probes = _probed(view, {user: ctx.truth.traits(user) for user in view.users}, permutations)
+    if not probes:
+        return [Section(name, reading, note=f"{len(examples)} users are too few to probe.")]
+    note = (
+        f"{len(examples)} users, each with what they wrote before their latest public text; DEP may have been trained "
+        "on that text. Values that fewer than five users share are left out; what stands behind a colon in a value is "
+        "a user's own word and does not count."
+    )
+    rows = [
+        {
+            "read from": source,
+            "balanced accuracy": found.balanced,
+            "dealt at random": found.permuted,
+            "95 % of deals below": found.permuted_high,
+            "p": found.p,
+        }
+        for source, found in probes.items()
+    ]
+    by_trait = (
+        "Balanced accuracy and p (not corrected for the number of cells). Chance: 1 / values, also for always saying "
+        "the most frequent value, which is right for the share `majority` of users."
+    )
+    return [Section(name, reading, rows, note), Section("trait by trait", by_trait, _by_trait(probes))]
 
 
 def population_examples(ctx: Context, most: int | None) -> list[Example]:
@@ -376,30 +395,36 @@ def _representations(view: View) -> dict[str, list[torch.Tensor]]:
     """What is probed: name -> rows (reviews, size) of each user."""
     found = {f"{kind} vectors": view.vectors(kind) for kind in _NAMES}
     if view.module.autoencoder is not None:
-        found |= {
-            f"{kind} codes": [view.module.encode(v) for v in found[f"{kind} vectors"]] for kind in view.kinds
-        }
+        found |= {f"{kind} codes": [view.module.encode(v) for v in found[f"{kind} vectors"]] for kind in view.kinds}
     return found | {f"{kind} tokens": view.of_kind(kind) for kind in view.kinds}
 
 
-def _probed(view: View, labels: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
-    from bench.probe import probe
-
-    found = []
+def _probed(view: View, labels: Mapping[str, Mapping[str, str]], permutations: int) -> dict[str, Probe]:
+    """Name of what is read from -> what is read."""
+    found: dict[str, Probe] = {}
     everything = _representations(view)
-    with _bar("diagnose: probes", len(everything)) as advance:
+    with _bar("diagnose: probes", len(everything), "probe") as advance:
         for name, groups in everything.items():
             users = [user for user, rows in zip(view.users, groups, strict=True) if len(rows)]
             means = [rows.double().mean(0).cpu().numpy() for rows in groups if len(rows)]
-            traits = _traits([labels[user] for user in users])
-            result = probe(np.stack(means), traits, seed=view.ctx.seed) if users else None
+            if users:
+                traits = _traits([labels[user] for user in users])
+                result = probe(np.stack(means), traits, permutations=permutations, seed=view.ctx.seed)
+                if result is not None:
+                    found[name] = result
             advance(1)
-            if result is None:
-                continue
-            mean = {"balanced": result.balanced, "permuted": result.permuted, "p": result.p}
-            found.append({"read from": name, "trait": "mean over traits", "users": len(users), **mean})
-            found += [{"read from": name, **asdict(trait)} for trait in result.traits]
     return found
+
+
+def _by_trait(probes: Mapping[str, Probe]) -> list[dict[str, Any]]:
+    """One row a trait, with a cell for each kind of vector."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, found in probes.items():
+        for one in found.traits:
+            counts = {"trait": one.trait, "users": one.users, "values": one.classes}
+            row = rows.setdefault(one.trait, {**counts, "majority": one.majority, "chance": one.chance})
+            row[name] = {"value": one.balanced, "p": one.p, "accuracy": one.accuracy, "permuted": one.permuted}
+    return [rows[trait] for trait in sorted(rows)]
 
 
 def _traits(labels: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:

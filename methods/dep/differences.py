@@ -83,7 +83,7 @@ def review_vectors(
     peers where they are random.
     """
     arrays = population.arrays()
-    texts = Texts(arrays.texts)
+    texts = Texts(arrays)
     reviews = Reviews.of(examples, chosen, arrays, texts, config.peer_cutoff)
     if config.weighting == "uniform":
         timelines = Timelines.population(arrays, reviews.user)  # no mean is asked for
@@ -112,7 +112,7 @@ class Work:
 
     @cached_property
     def _meetings(self) -> Meetings:
-        return Meetings.between(self.reviews, self.pairs, self.arrays)
+        return Meetings.between(self.reviews, self.pairs, self.arrays, self.timelines)
 
     def texts(self, count: int) -> npt.NDArray[np.bool_]:
         """Which of all texts (count,) need a vector."""

@@ -48,12 +48,11 @@ def changes(tokens: Tokens, kinds: Sequence[str], users: Sequence[str], seed: in
     donors = deranged([user if len(t) else None for user, t in zip(users, tokens, strict=True)], seed)
     if donors is None:
         return found
-    given = [tokens[donor] for donor in donors]
+    pairs = [(own, tokens[donor]) for own, donor in zip(tokens, donors, strict=True)]
     last = len(kinds) - 1
-    found[f"{kinds[last]} tokens of another user"] = [_swapped(t, g, [last]) for t, g in zip(tokens, given, strict=True)]
+    found[f"{kinds[last]} tokens of another user"] = [_swapped(own, given, [last]) for own, given in pairs]
     if len(kinds) > 1:
-        every = range(len(kinds))
-        found["all soft tokens of another user"] = [_swapped(t, g, every) for t, g in zip(tokens, given, strict=True)]
+        found["all soft tokens of another user"] = [_swapped(own, given, range(len(kinds))) for own, given in pairs]
     return found
 
 

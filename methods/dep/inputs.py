@@ -93,8 +93,8 @@ def make_case(reviews: Any, peers: Any, target: Any, where: str = "") -> Case:
     _check_target(asked, where)
     _check_texts(own, others, where)
     user = _user(own, asked, where)
-    others = [row for row in others if row.user_id != user]
     _check_times(own, others, asked, where)
+    others = [row for row in others if row.user_id != user]  # nobody is their own peer
     items = _Items([*own, *others, asked])
     documents = _Documents(items)
     history = [documents.make(row, user) for row in own]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ class Timelines:
     """(timelines + 1,)"""
     texts: Ints
     """(places,)"""
+    users: Ints
+    """(users,) the place where each user of the population begins."""
     own: Ints
     """(examples,) the place of each example's own mean; -1 for the mean of nothing, which is zero."""
 
@@ -36,7 +38,7 @@ class Timelines:
         """Every user's documents in the population; the mean of an example's user (examples,) is over all of them."""
         starts = arrays.by_user.starts
         own = np.where(users < 0, -1, starts[np.maximum(users, 0) + 1] - 1)
-        return cls(starts, arrays.text[arrays.by_user.members], own)
+        return cls(starts, arrays.text[arrays.by_user.members], starts[:-1], own)
 
     @classmethod
     def histories(cls, population: Population, examples: Sequence[Example], texts: Texts) -> Timelines:
@@ -45,25 +47,47 @@ class Timelines:
         Sums run in order of time, so a mean has the same bits in whichever timeline begins with its texts.
         """
         arrays = population.arrays()
-        groups, size = arrays.by_user, len(arrays)
-        stored, added, stops = arrays.text[groups.members], [np.zeros(0, np.int64)], []
-        own = np.full(len(examples), -1, np.int64)
+        stored, size = arrays.text[arrays.by_user.members], len(arrays)
+        users, own = arrays.by_user.starts[:-1].copy(), np.full(len(examples), -1, np.int64)
         lines: dict[str, tuple[int, tuple[Document, ...]]] = {}
+        added = _Added([], [], [])
         for index in sorted(range(len(examples)), key=lambda n: -len(examples[n].history)):
-            user, history = examples[index].user_id, examples[index].history
-            if not history:
-                continue
-            known, begin = tuple(population.history(user, None)), int(groups.starts[arrays.users.get(user, 0)])
-            start, line = (begin, known) if known[: len(history)] == history else lines.get(user, (0, ()))
+            name, history = examples[index].user_id, examples[index].history
+            known = tuple(population.history(name, None))
+            user = arrays.users.get(name, -1)
+            begin = int(arrays.by_user.starts[user])  # of no meaning for an unknown user, who has nothing known
+            start, line = lines.get(name, (begin, known))
             if line[: len(history)] != history:
-                start, lines[user] = size, (size, history)
                 shared = len(known) if history[: len(known)] == known else 0
-                added += [stored[begin : begin + shared], np.array(texts.numbers(history[shared:]), np.int64)]
+                added.append(stored[begin : begin + shared], history[shared:])
+                start, lines[name] = size, (size, history)
                 size += len(history)
-                stops.append(size)
-            own[index] = start + len(history) - 1
-        starts = np.concatenate([groups.starts, np.array(stops, np.int64)])
-        return cls(starts, np.concatenate([stored, *added]), own)
+                if shared:
+                    users[user] = start  # the population's timeline goes on in this one
+            own[index] = start + len(history) - 1 if history else -1
+        starts = np.concatenate([arrays.by_user.starts, len(arrays) + np.cumsum(np.array(added.lengths, np.int64))])
+        return cls(starts, np.concatenate([stored, *added.pieces(texts)]), users, own)
+
+
+@dataclass
+class _Added:
+    """Timelines beside the population's: each the whole of one of those, or nothing of it, and some documents more."""
+
+    heads: list[Ints]
+    tails: list[Document]
+    lengths: list[int]
+
+    def append(self, head: Ints, tail: Sequence[Document]) -> None:
+        self.heads.append(head)
+        self.tails += tail
+        self.lengths.append(len(head) + len(tail))
+
+    def pieces(self, texts: Texts) -> Iterator[Ints]:
+        numbers, at = texts.numbers(self.tails), 0
+        for head, length in zip(self.heads, self.lengths, strict=True):
+            yield head
+            yield numbers[at : at + length - len(head)]
+            at += length - len(head)
 
 
 @dataclass(frozen=True)
@@ -78,7 +102,7 @@ class Meetings:
     """(pairs,) the meeting of each pair."""
 
     @classmethod
-    def between(cls, reviews: Reviews, pairs: Pairs, arrays: PopulationArrays) -> Meetings:
+    def between(cls, reviews: Reviews, pairs: Pairs, arrays: PopulationArrays, timelines: Timelines) -> Meetings:
         """Who meets whom; a peer's mean is over what the example may see."""
         examples = len(reviews.user)
         # By user and then by moment, so that all look-ups run along the population's arrays.
@@ -88,8 +112,8 @@ class Meetings:
         keys = arrays.user[pairs.peer] * examples + rank[reviews.example][pairs.review]
         distinct, of = _distinct(keys, len(arrays.users) * examples)
         user, moment = np.divmod(distinct, max(1, examples))
-        starts, seen = arrays.by_user.ranges(user, reviews.ends[by_end][moment])
-        return cls(by_end[moment], starts + seen - 1, of)
+        _, seen = arrays.by_user.ranges(user, reviews.ends[by_end][moment])
+        return cls(by_end[moment], timelines.users[user] + seen - 1, of)
 
 
 def _distinct(keys: Ints, size: int) -> tuple[Ints, Ints]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.engines.base import LanguageModel
 from bench.keys import request_seed
-from bench.method import Context, Method, TrainingPlan, Variant
+from bench.method import Context, Diagnosis, DiagnosisOptions, Method, TrainingPlan, Variant
 from bench.training import Row, TrainingLog, build_rows, latest_targets, planned_tokens, train
 from bench.types import Capability, Example, LabeledSplit, Message, Request
 from methods.dep.config import DepConfig
@@ -56,6 +56,11 @@ class Dep(Method):
         if self.config.shuffle == "history":  # which only generating knows
             knobs["shuffle"] = "none"
         return knobs
+
+    def diagnose(self, split: LabeledSplit, ctx: Context, options: DiagnosisOptions) -> Diagnosis:
+        from methods.dep.diagnosis import diagnose
+
+        return diagnose(self, split, ctx, options)
 
     def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
         return fitted_prompts([example], self.config, ctx)[0][0].messages

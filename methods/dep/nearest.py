@@ -10,7 +10,7 @@ from methods.dep.pairs import Encoded, Floats, Pairs, Reviews
 
 _REVIEWS, _DOCUMENTS = 256, 16384
 """Shape of the blocks of similarities."""
-_SLACK = np.float32(1e-5)
+_SLACK = np.float32(1e-4)
 """More than rounding can move a similarity of unit vectors in a float32 product."""
 _PRODUCTS = 4096
 """Exact similarities computed at once."""
@@ -20,9 +20,12 @@ def nearest_peers(reviews: Reviews, encoded: Encoded, arrays: PopulationArrays, 
     """For each review the `nearest_peers` documents of other users, among those it may see, of the largest cosine.
 
     Exact: a product of matrices, whose last bits depend on a block's shape, only finds candidates; they are ranked by
-    their products in float64, then by (timestamp, user, id). `encoded` holds every document's vector.
+    their products in float64, then by (timestamp, user, id). `encoded` holds every document's vector. Nothing is near
+    a vector of zeros, which has no direction.
     """
-    found = [_block(start, reviews, encoded, arrays, config) for start in range(0, len(reviews), _REVIEWS)]
+    directed = np.flatnonzero(encoded.vectors.any(axis=1)[encoded.rows[reviews.text]])
+    blocks = [directed[start : start + _REVIEWS] for start in range(0, len(directed), _REVIEWS)]
+    found = [_block(block, reviews, encoded, arrays, config) for block in blocks]
     if not found:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
     review, peer = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -30,10 +33,9 @@ def nearest_peers(reviews: Reviews, encoded: Encoded, arrays: PopulationArrays, 
 
 
 def _block(
-    start: int, reviews: Reviews, encoded: Encoded, arrays: PopulationArrays, config: DepConfig
+    block: Ints, reviews: Reviews, encoded: Encoded, arrays: PopulationArrays, config: DepConfig
 ) -> tuple[Ints, Ints]:
     """Reviews and peers of one block of reviews."""
-    block = np.arange(start, min(start + _REVIEWS, len(reviews)))
     rows, peers, floor = [], [], np.full(len(block), -np.inf, np.float32)
     for first in range(0, int(reviews.ends[reviews.example[block]].max()), _DOCUMENTS):
         similar = _similarities(block, first, reviews, encoded, arrays)

@@ -23,22 +23,25 @@ Encode = Callable[[Sequence[str]], Floats]
 class Texts:
     """Numbers of distinct texts: those of the population, and from there on others as they come."""
 
-    known: dict[str, int]
+    arrays: PopulationArrays
     others: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.known) + len(self.others)
+        return len(self.arrays.texts) + len(self.others)
 
-    def numbers(self, documents: Sequence[Document]) -> list[int]:
-        """The number of each document's text."""
-        known, base = self.known, len(self.known)
-        return [
-            found if (found := known.get(d.text, -1)) >= 0 else base + number(self.others, d.text) for d in documents
-        ]
+    def numbers(self, documents: Sequence[Document]) -> Ints:
+        """(len(documents),) the number of each document's text."""
+        known = self.arrays.texts
+        found = self.arrays.find(documents)
+        texts = np.where(found < 0, -1, self.arrays.text[found] if len(self.arrays) else -1)
+        for place in np.flatnonzero(found < 0).tolist():
+            text = documents[place].text
+            texts[place] = known[text] if text in known else len(known) + number(self.others, text)
+        return texts
 
     def encoded(self, wanted: Bools, encode: Encode) -> Encoded:
         """The vectors of the wanted texts (texts,), from one call of `encode`."""
-        chosen = [text for text, flag in zip((*self.known, *self.others), wanted.tolist(), strict=True) if flag]
+        chosen = [text for text, flag in zip((*self.arrays.texts, *self.others), wanted.tolist(), strict=True) if flag]
         return Encoded(np.ascontiguousarray(encode(chosen), np.float32), np.cumsum(wanted) - 1)
 
 
@@ -84,12 +87,17 @@ class Reviews:
     ) -> Reviews:
         """Numbers of the reviews chosen for each example; raises ValueError where the two differ in length."""
         flat = [d for _, documents in zip(examples, chosen, strict=True) for d in documents]
-        items = arrays.items
+        document = arrays.find(flat)
+        item = arrays.item[document] if len(arrays) else document.copy()
+        for place in np.flatnonzero(document < 0).tolist():
+            one = flat[place]
+            document[place] = arrays.numbers.get(one.id, -1)
+            item[place] = -1 if one.item_id is None else arrays.items.get(one.item_id, -1)
         return cls(
             example=np.repeat(np.arange(len(examples)), [len(documents) for documents in chosen]),
-            document=np.array([arrays.numbers.get(d.id, -1) for d in flat], np.int64),
-            item=np.array([-1 if d.item_id is None else items.get(d.item_id, -1) for d in flat], np.int64),
-            text=np.array(texts.numbers(flat), np.int64),
+            document=document,
+            item=item,
+            text=texts.numbers(flat),
             user=np.array([arrays.users.get(e.user_id, -1) for e in examples], np.int64),
             ends=arrays.ends(examples, cutoff),
         )

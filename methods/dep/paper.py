@@ -47,7 +47,7 @@ def paper_vectors(
     it is called once, with each distinct text once.
     """
     arrays = population.arrays()
-    texts = Texts(arrays.texts)
+    texts = Texts(arrays)
     walked = [list(_walk(example, arrays, config.n_history)) for example in examples]
     reviews = Reviews.of(examples, [[own for _, own in found] for found in walked], arrays, texts, cutoff=False)
     items = [arrays.items[str(document.item_id)] for found in walked for document, _ in found]
