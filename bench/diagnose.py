@@ -11,7 +11,7 @@ from textwrap import fill
 from typing import Any
 
 from bench.errors import UsageError
-from bench.files import pretty_json, write_atomic
+from bench.files import check_writable, pretty_json, write_atomic
 from bench.keys import canonical_json, difference
 from bench.method import DiagnosisOptions, Method, Section
 from bench.plan import LIMIT_SEED, Plan, asks_model, dataset_part, make_plan
@@ -31,14 +31,16 @@ def diagnose(path: Path, limit: int | None, options: DiagnosisOptions, out: Path
     and for a method that has nothing to tell; all of it before weights are loaded.
     """
     run = complete_run(path)
+    for folder in (path, *([out.parent] if out else [])):
+        check_writable(folder)  # before minutes of work, not after them
     plan = _plan(run)
     method = plan.planned[0].method
     if type(method).diagnose is Method.diagnose:
         raise UsageError(f"{path}: method {run.method!r} has nothing to diagnose; dep has")
-    folder = fit_folder(run)
+    fitted = fit_folder(run)
     method_run = _same_run(run, plan)
     ctx = replace(method_run.context(path), stage_runner=None, truth=plan.dataset.truth)
-    method_run.method.load(folder, ctx)
+    method_run.method.load(fitted, ctx)
     split = plan.dataset.limited(limit, None, LIMIT_SEED).test
     say(f"{run.title}: diagnosing on {len(split)} examples")
     sections = method_run.method.diagnose(split, ctx, options)
@@ -92,7 +94,6 @@ def _told(
 
 def _write(told: Mapping[str, Any], path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, pretty_json(told))
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}; give another file with --out") from error

@@ -26,7 +26,7 @@ KNOBS = (
     "lora.n_history=1",
     "lora.max_target_tokens=64",
 )
-WORLD = ("planted.users=12", "planted.items=20", "hf.dtype=float32")
+WORLD = ("planted.users=12", "planted.items=20", "hf.dtype=float32", "hf.max_batch=4")
 
 
 def tiny_encoder(folder: Path, width: int = 32) -> Path:

@@ -17,7 +17,7 @@ from method_world import World, context, world
 from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.hf import HFEngine
-from bench.method import Context, DiagnosisOptions, Section
+from bench.method import Context, Diagnosis, DiagnosisOptions, Section
 from bench.types import LabeledSplit
 from methods.dep import Dep, influence
 from methods.dep.config import DepConfig
@@ -50,7 +50,7 @@ def ready(small: World, engine: HFEngine) -> Dep:
     return fitted(small, context(small.population, engine))
 
 
-def section(found: Any, name: str) -> Section:
+def section(found: Diagnosis, name: str) -> Section:
     (one,) = [s for s in found if s.name == name]
     return one
 

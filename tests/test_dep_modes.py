@@ -15,6 +15,7 @@ from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.config import build
 from bench.data.population import Population
+from bench.data.spec import load_spec
 from bench.engines.hf import HFEngine
 from bench.errors import UsageError
 from bench.method import Context
@@ -279,3 +280,8 @@ def test_a_world_of_one_user_has_nobody_to_borrow_from(engine: HFEngine) -> None
         method = fitted(World(split, split, split, ctx.population), ctx, shuffle=shuffle)
         (request,) = method.requests([of], ctx)
         assert not request.soft
+
+
+def test_a_datasets_task_knows_which_fields_are_of_the_item() -> None:
+    task = load_spec("planted", {}).task
+    assert [field.name for field in task.fields if field.of_item] == ["item_title", "item_description"]

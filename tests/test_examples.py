@@ -16,7 +16,7 @@ from bench.export import export
 
 __all__ = ["one_thread"]
 
-SMALL = ("planted.users=12", "planted.items=20")
+SMALL = ("planted.users=12", "planted.items=20", "hf.max_batch=4")
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs" / "examples"
 
 

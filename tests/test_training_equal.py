@@ -17,7 +17,7 @@ from bench.training import Row, TrainingConfig, train
 
 __all__ = ["one_thread"]
 
-CONFIG = TrainingConfig(epochs=4, lr=0.01, weight_decay=0.025, batch_size=4, warmup=0.3, batch_tokens=256)
+CONFIG = TrainingConfig(epochs=4, lr=0.003, weight_decay=0.025, batch_size=4, warmup=0.3, batch_tokens=256)
 WIDTH = 220
 SEED = 3
 
@@ -35,7 +35,8 @@ def make_rows(vocabulary: int, count: int = 12) -> list[Row]:
     for index in range(count):
         prompt = [stream.randrange(vocabulary // 2) for _ in range(stream.randint(40, 150))]
         target = tuple(stream.randrange(vocabulary // 2) for _ in range(stream.randint(1, 60)))
-        places = tuple(sorted(stream.sample(range(len(prompt)), SLOTS)))
+        first = stream.randrange(len(prompt) - SLOTS)  # long texts before the first slot, and hardly any
+        places = tuple(sorted(stream.sample(range(first, len(prompt)), SLOTS)))
         slots = tuple((f"slot {i}", place) for i, place in enumerate(places))
         rows.append(Row(index, Prompt(tuple(prompt), slots, places), target))
     return rows

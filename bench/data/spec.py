@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin
@@ -18,7 +18,6 @@ from bench.data.ready import ReadySplit
 from bench.data.tables import RawTables
 from bench.errors import DataError, UnknownName, UsageError
 from bench.types import REVIEW_TASK, Task
-from bench.types import Field as TaskField
 
 C = TypeVar("C", bound=Config)
 
@@ -233,10 +232,7 @@ def _task(path: Path, section: dict[str, Any]) -> Task:
     for key in config.labels:
         if key not in names:
             raise UnknownName(f"key of {path}: task.labels", key, names)
-    fields = tuple(
-        TaskField(field.name, config.labels.get(field.name, field.label), field.shortenable)
-        for field in REVIEW_TASK.fields
-    )
+    fields = tuple(replace(field, label=config.labels.get(field.name, field.label)) for field in REVIEW_TASK.fields)
     queries = REVIEW_TASK.query_fields, REVIEW_TASK.document_fields
     return Task(config.name, config.noun, fields, config.target_label, *queries)
 

@@ -31,6 +31,9 @@ class TrainingConfig(Config):
     """Target texts are cut here."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    prefix_memory_mb: int = Field(default=1024, ge=0)
+    """Most memory for what is computed once: keys and values of the text before a row's first soft slot. Beyond it
+    they are computed again each time; 0 turns this off. Means nothing to methods that change the model itself."""
     checkpoint_seconds: float = Field(default=60.0, ge=0, exclude=True)
     """About how often the state of training is kept, so that a killed run goes on from there; 0 keeps every step.
     Changes no result, so it is in no key."""

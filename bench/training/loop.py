@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from bench.training.rows import Row, Trainable
 
 if TYPE_CHECKING:
     import torch
+
+    from bench.training.prefix import Prefixes
 
 
 def train(
@@ -53,6 +56,15 @@ def train(
     return fit.log
 
 
+def _prefixes(lm: LanguageModel, trainable: Trainable, config: TrainingConfig) -> Prefixes | None:
+    """Where rows' prefixes are kept; None if they change while training, or the user or the model forbids it."""
+    if not (getattr(trainable, "constant_prefix", False) and config.prefix_memory_mb):
+        return None
+    from bench.training.prefix import Prefixes, supported
+
+    return Prefixes(lm, config.prefix_memory_mb * 2**20) if supported(lm.model) else None
+
+
 class _Fit:
     """All that training changes, so that all of it can be kept and taken up again."""
 
@@ -72,6 +84,7 @@ class _Fit:
         self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
         self.log = TrainingLog(rows=rows, parameters=sum(p.numel() for p in parameters))
         self.sums = Sums()
+        self.prefixes = _prefixes(lm, trainable, config)
         self.best: dict[str, torch.Tensor] | None = None
         self._started = self._saved_at = time.perf_counter()
         if checkpoint is not None and (saved := checkpoint.load()) is not None:
@@ -186,7 +199,7 @@ class _Loop:
         for first in range(fit.sums.rows, len(order), size):
             self._step(number, order[first : first + size], bar)
             fit.save(now=False)
-        dev_loss = evaluate_loss(fit.lm, self.dev_rows, fit.trainable, self.config)
+        dev_loss = evaluate_loss(fit.lm, self.dev_rows, fit.trainable, self.config, fit.prefixes)
         sums, fit.sums = fit.sums, Sums()
         epoch = Epoch(number, sums.loss / sums.targets, sums.auxiliary / sums.rows, dev_loss)
         if fit.is_best(epoch):
@@ -200,7 +213,7 @@ class _Loop:
         fit, started = self.fit, time.perf_counter()
         step = len(fit.log.steps)
         rate = self.config.lr * schedule(step, self.steps, self.config.warmup)
-        sums, norm = take_step(fit.lm, rows, fit.trainable, fit.optimizer, self.config, rate, bar.update)
+        sums, norm = take_step(fit.lm, rows, fit.trainable, fit.optimizer, self.config, rate, bar.update, fit.prefixes)
         total = sums.loss + sums.auxiliary
         if not math.isfinite(total):
             raise UsageError(
@@ -240,6 +253,7 @@ def take_step(
     config: TrainingConfig,
     rate: float,
     advance: Callable[[int], object],
+    prefixes: Prefixes | None = None,
 ) -> tuple[Sums, float]:
     """One optimizer step over `rows`. Returns what the rows gave and the norm of the gradient before clipping."""
     import torch
@@ -248,7 +262,8 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    loss, auxiliary = _gradients(lm, rows, trainable, config, sums, advance)
+    with prefixes.open() if prefixes else nullcontext():
+        loss, auxiliary = _gradients(lm, rows, trainable, config, sums, advance, prefixes)
     norm = torch.nn.utils.clip_grad_norm_(trainable.parameters(), config.max_grad_norm)
     optimizer.step()
     sums.loss, sums.auxiliary = float(loss), float(auxiliary)
@@ -262,6 +277,7 @@ def _gradients(
     config: TrainingConfig,
     sums: Sums,
     advance: Callable[[int], object],
+    prefixes: Prefixes | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Adds up the gradients of `rows`, and their losses: plain sums over rows, divided by the whole step's counts.
 
@@ -270,9 +286,9 @@ def _gradients(
     import torch
 
     total, auxiliary_total = torch.zeros((), device=lm.device), torch.zeros((), device=lm.device)
-    for batch in micro_batches(lm, rows, config):
+    for batch in micro_batches(lm, rows, config, prefixes):
         vectors, auxiliary = trainable.soft(batch, training=True)
-        loss, _ = batch_loss(lm, batch, vectors)
+        loss, _ = batch_loss(lm, batch, vectors, prefixes)
         objective = loss / sums.targets
         total += loss.detach()
         if auxiliary is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from bench.engines.base import LanguageModel
@@ -92,7 +92,7 @@ def evaluate_loss(
     import torch
 
     total, count = 0.0, 0
-    with torch.no_grad():
+    with torch.no_grad(), prefixes.open() if prefixes else nullcontext():
         for batch in micro_batches(lm, rows, config, prefixes):
             vectors, _ = trainable.soft(batch, training=False)
             loss, tokens = batch_loss(lm, batch, vectors, prefixes)

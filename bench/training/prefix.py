@@ -56,8 +56,8 @@ def _alignable(config: Any) -> bool:
 class Prefixes:
     """Keys and values of rows' prefixes."""
 
-    def __init__(self, lm: LanguageModel, budget: int, least: int = LEAST) -> None:
-        """Keeps at most `budget` bytes; leaves alone what is shorter than `least` tokens or a small share of its row."""
+    def __init__(self, lm: LanguageModel, budget: int, least: int = LEAST, share: float | None = None) -> None:
+        """Keeps at most `budget` bytes; leaves alone what is shorter than `least` tokens or that `share` of its row."""
         self.lm, self.budget, self.least = lm, budget, least
         self.bytes = 0
         """What is kept."""
@@ -65,14 +65,14 @@ class Prefixes:
         """Prefixes that went through the model; one that is computed again counts again."""
         self._config = lm.model.config.get_text_config()
         self._alignable = _alignable(self._config)
+        self.share = _SHARE[self._alignable] if share is None else share
         self._kept: dict[Ids, KeysValues] = {}
 
     def length(self, row: Row) -> int:
         """Tokens of a row's prefix: up to its first slot, and never the last token of the prompt."""
         prompt = row.prompt
         tokens = prompt.positions[0] if prompt.positions else len(prompt.ids) - 1
-        worth = max(self.least, _SHARE[self._alignable] * row.length if self.least > 1 else 0)
-        return tokens if tokens >= worth else 0
+        return tokens if tokens >= max(1, self.least, self.share * row.length) else 0
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ def nearest_peers(reviews: Reviews, encoded: Encoded, arrays: PopulationArrays, 
     their products in float64, then by (timestamp, user, id). `encoded` holds every document's vector. Nothing is near
     a vector of zeros, which has no direction.
     """
-    directed = np.flatnonzero(encoded.vectors.any(axis=1)[encoded.rows[reviews.text]])
+    directed = np.flatnonzero(np.abs(encoded[reviews.text]).sum(axis=1))
     blocks = [directed[start : start + _REVIEWS] for start in range(0, len(directed), _REVIEWS)]
     found = [_block(block, reviews, encoded, arrays, config) for block in blocks]
     if not found:
