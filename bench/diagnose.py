@@ -119,17 +119,17 @@ def _section(section: Section, width: int) -> str:
     body = [[_cell(row.get(name)) for name in columns] for row in section.rows]
     right = ["left" if any(isinstance(row.get(c), str) for row in section.rows) else "right" for c in columns]
     table = tabulate(
-        body, headers=columns, tablefmt="simple", disable_numparse=True, colalign=right, maxheadercolwidths=16
+        body, headers=columns, tablefmt="simple", disable_numparse=True, colalign=right, maxheadercolwidths=13
     )
     parts = [section.name.upper(), fill(section.reading, width), table if body else "", fill(section.note, width)]
     return "\n".join(part for part in parts if part)
 
 
 def _cell(value: Any) -> str:
-    """A value in three digits: a number, an interval, or a value with its p."""
+    """A number in three digits, an interval, or a value with its p."""
     if isinstance(value, Mapping):
         if "p" in value:
-            return f"{_cell(value['value'])} (p {value['p']:.2g})"
+            return f"{value['value']:.2f} (p {value['p']:.2f})"
         ends = f" [{_cell(value['low'])}, {_cell(value['high'])}]" if value["low"] is not None else ""
         return _cell(value["mean"]) + ends
     if isinstance(value, float):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +17,17 @@ from bench.keys import request_seed
 from bench.method import Context, Method, TrainingPlan
 from bench.prompts import conversation, fit_prompt
 from bench.retrieval import newest_first
-from bench.training import Row, TrainingConfig, TrainingLog, build_rows, latest_targets, planned_tokens, train
-from bench.types import Capability, Document, Example, LabeledSplit, Message, Request
+from bench.training import (
+    Row,
+    TrainingConfig,
+    TrainingLog,
+    build_rows,
+    dev_meteor,
+    latest_targets,
+    planned_tokens,
+    train,
+)
+from bench.types import Capability, Document, Example, LabeledSplit, Message, Request, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +98,7 @@ class Lora(Method):
             return build_rows(lm, examples, prompts, split.references, config.max_target_tokens)
 
         train_rows, dev_rows = rows(train_split, None), rows(dev, config.max_dev)
+        score = self._dev_score(dev, ctx)
         seed = request_seed(ctx.seed, "lora", "fit")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -96,12 +107,23 @@ class Lora(Method):
                 model = get_peft_model(lm.model, self._peft_config)
             try:
                 learner = _Adapter(model)
-                self.log = train(lm, train_rows, dev_rows, learner, config, seed, "fit lora", work=ctx.work)
+                self.log = train(
+                    lm, train_rows, dev_rows, learner, config, seed, "fit lora", work=ctx.work, dev_score=score
+                )
                 state = get_peft_model_state_dict(model)
                 self._state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             finally:
                 model.eval()
                 model.unload().requires_grad_(False)
+
+    def _dev_score(self, dev: LabeledSplit, ctx: Context) -> Callable[[], float] | None:
+        """METEOR of what the model writes while it carries the adapter: the engine runs the very same weights."""
+        if self.config.select != "meteor":
+            return None
+        greedy = Sampling(temperature=0.0, max_new_tokens=self.config.max_dev_new_tokens)
+        examples = latest_targets(dev, self.config.targets_per_user, self.config.max_dev)
+        requests = [replace(ctx.request(e, self._prompt(e, ctx)), sampling=greedy) for e in examples]
+        return dev_meteor(ctx.engine, lambda: requests, dev.references)
 
     def _check_modules(self, model: Any) -> None:
         import torch

@@ -21,7 +21,9 @@ from bench.method import Context, Diagnosis, DiagnosisOptions, Section
 from bench.types import LabeledSplit
 from methods.dep import Dep, influence
 from methods.dep.config import DepConfig
-from methods.dep.diagnosis import View, autoencoder, diagnose, nearest_words, population_examples, readable, spread
+from methods.dep.diagnosis import autoencoder, diagnose, nearest_words, spread
+from methods.dep.traits import population_examples, readable
+from methods.dep.view import View
 
 __all__ = ["one_thread"]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.training.step import schedule
 from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.base import LanguageModel
@@ -29,7 +30,6 @@ from bench.training import (
     target_ids,
     train,
 )
-from bench.training.loop import schedule
 from bench.types import Example, LabeledSplit, Message, slot
 
 __all__ = ["one_thread"]

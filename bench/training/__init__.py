@@ -9,6 +9,7 @@ from bench.training.log import Epoch, TrainingLog
 from bench.training.loop import train
 from bench.training.loss import batch_loss, evaluate_loss, logits_at, target_logits
 from bench.training.rows import Row, Trainable, build_rows, latest_targets, planned_tokens, target_ids
+from bench.training.selection import dev_meteor
 
 __all__ = [
     "Epoch",
@@ -18,6 +19,7 @@ __all__ = [
     "TrainingLog",
     "batch_loss",
     "build_rows",
+    "dev_meteor",
     "evaluate_loss",
     "latest_targets",
     "logits_at",

@@ -38,8 +38,9 @@ _TOGETHER = 4096
 def supported(model: Any) -> bool:
     """Whether a family's past is keys and values alone, and positions mean the same however a row is cut."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds - {"full_attention", "sliding_attention"} or getattr(config, "num_kv_shared_layers", 0):
+    kinds = _layer_kinds(config) or ["full_attention"]
+    shared = bool(getattr(config, "num_kv_shared_layers", 0))
+    if shared or set(kinds) - {"full_attention", "sliding_attention"}:
         return False
     rope = getattr(config, "rope_parameters", None) or {}
     scalings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
@@ -48,9 +49,14 @@ def supported(model: Any) -> bool:
 
 def _alignable(config: Any) -> bool:
     """Whether plain causal attention is all that a model does, so that it can do without a mask."""
-    kinds = getattr(config, "layer_types", None)
-    full = kinds.count("full_attention") == len(kinds) if kinds else not getattr(config, "sliding_window", None)
-    return full and config._attn_implementation == "sdpa"
+    kinds = _layer_kinds(config)
+    full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
+    return full and bool(config._attn_implementation == "sdpa")
+
+
+def _layer_kinds(config: Any) -> list[str]:
+    """Kind of attention of each layer, empty where a family has only one."""
+    return list(getattr(config, "layer_types", None) or [])
 
 
 class Prefixes:

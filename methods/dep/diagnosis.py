@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bench.engines.base import LanguageModel
-from bench.keys import rank_hash
 from bench.method import Context, Diagnosis, DiagnosisOptions, Section
-from bench.probe import PERMUTATIONS, Probe, probe
 from bench.training import Row, build_rows
-from bench.types import Document, Example, LabeledSplit
+from bench.types import LabeledSplit
 from methods.dep import influence
-from methods.dep.learner import soft_tokens, tensors
-from methods.dep.prompting import Prepared, slot_lengths, slot_names, with_others_history
+from methods.dep.prompting import slot_lengths, slot_names
+from methods.dep.traits import readable
+from methods.dep.view import View, bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from methods.dep.method import Dep
     from methods.dep.modules import DepModule
 
-_NAMES = ("history", "difference")
 _SHOWN = 3
 """Users whose first tokens are named by their nearest words."""
 _NEAREST = 4
@@ -50,64 +43,6 @@ def diagnose(method: Dep, split: LabeledSplit, ctx: Context, options: DiagnosisO
         on_texts(view, split.references, options.generate, metrics),
         *readable(method, ctx, options.probe_users),
     ]
-
-
-@dataclass(frozen=True)
-class View:
-    """Examples with all that DEP makes of them."""
-
-    method: Dep
-    examples: Sequence[Example]
-    ctx: Context
-
-    @property
-    def module(self) -> DepModule:
-        assert self.method.module is not None, "fit or load first"
-        return self.method.module
-
-    @property
-    def kinds(self) -> list[str]:
-        """Kinds of soft token in use, in their order within a review."""
-        return [_NAMES[kind] for kind in self.module.kinds]
-
-    @property
-    def users(self) -> list[str]:
-        return [example.user_id for example in self.examples]
-
-    @cached_property
-    def prepared(self) -> list[Prepared]:
-        examples = self.examples
-        if self.method.config.shuffle == "history":
-            examples = with_others_history(examples, self.method.config, self.ctx)
-        return self.method.prepare(examples, self.ctx)
-
-    @cached_property
-    def tokens(self) -> list[torch.Tensor]:
-        """(slots, kinds, width, hidden) of each example, on the CPU."""
-        device, shape = self.module.scale.device, (len(self.kinds), self.module.width, self.module.sizes[1])
-        self.module.eval()
-        with torch.no_grad():
-            flat = [
-                soft_tokens(self.module, [tensors(p.vectors, device)], [p.slots]).cpu().float() for p in self.prepared
-            ]
-        return [t.reshape(-1, *shape) for t in flat]
-
-    def vectors(self, kind: str) -> list[torch.Tensor]:
-        """(reviews, d) of each example: those behind its slots, difference vectors only where there are peers."""
-        device, found = self.module.scale.device, []
-        for p in self.prepared:
-            own, difference, has_peers = (column[: p.slots] for column in tensors(p.vectors, device))
-            found.append(own if kind == "history" else difference[has_peers])
-        return found
-
-    def of_kind(self, kind: str) -> list[torch.Tensor]:
-        """Soft tokens (reviews, hidden) of each example, difference tokens only where there are peers."""
-        at, middle = self.kinds.index(kind), self.module.width // 2
-        found = []
-        for p, tokens in zip(self.prepared, self.tokens, strict=True):
-            own = tokens[:, at, middle]
-            found.append(own if kind == "history" else own[torch.from_numpy(p.vectors.has_peers[: p.slots])])
-        return found
 
 
 # -- autoencoder ------------------------------------------------------------------------------------------------------
@@ -263,7 +198,7 @@ def on_references(view: View, lm: LanguageModel, references: Mapping[str, str]) 
     changed = influence.changes(view.tokens, view.kinds, view.users, view.ctx.seed)
     rows = _rows(view, lm, references, [slot_lengths(config, p.slots) for p in view.prepared])
     without = _rows(view, lm, references, [dict.fromkeys(slot_lengths(config, p.slots), 0) for p in view.prepared])
-    with _bar("diagnose: real texts", len(rows)) as advance:
+    with bar("diagnose: real texts", len(rows)) as advance:
         effects = influence.reference_effects(lm, rows, without, view.tokens, changed, config, advance)
     note = "The words around a left-out slot stay in the prompt."
     return Section("influence on the real texts", reading, influence.effect_rows(effects, view.users), note)
@@ -303,7 +238,7 @@ def on_texts(view: View, references: Mapping[str, str], most: int, metrics: Sequ
         pairs = zip(few.examples, texts, strict=True)
         return [None if text is None else view.method.parse(example, text) for example, text in pairs]
 
-    with _bar("diagnose: writing", len(base) * len(requests)) as advance:
+    with bar("diagnose: writing", len(base) * len(requests)) as advance:
         rows = influence.generated_rows(write, requests, few.examples, references, metrics)
     return Section(name, reading, rows, f"{len(base)} examples.")
 
@@ -321,113 +256,3 @@ def _metrics() -> list[Any]:
     for metric in metrics:
         metric.preflight()
     return metrics
-
-
-@contextmanager
-def _bar(label: str, total: int, unit: str = "ex") -> Iterator[Callable[[int], object]]:
-    import sys
-
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=label, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 30.0) as bar:
-        yield bar.update
-
-
-# -- what can be read -------------------------------------------------------------------------------------------------
-
-
-def readable(method: Dep, ctx: Context, most: int | None, permutations: int = PERMUTATIONS) -> list[Section]:
-    """Linear probes for planted traits, on each step from vector to soft token."""
-    name = "traits that a linear probe can read"
-    reading = (
-        "Multinomial logistic regression from a user's mean vector to each planted trait, cross-validated over users. "
-        "Balanced accuracy, averaged over traits; beside it the same with the vectors dealt to users at random, which "
-        "is chance as it is here, and p, the share of deals that do as well. A trait that is read from vectors but not "
-        "from tokens is lost on the way; what is not read may still be there in another form."
-    )
-    if ctx.truth is None:
-        return [Section(name, reading, note="The dataset does not know its users' traits; planted does.")]
-    if most == 0:
-        return [Section(name, reading, note="Not asked for (--probe-users 0).")]
-    examples = population_examples(ctx, most)
-    view = View(method, examples, ctx)
-    probes = _probed(view, {user: ctx.truth.traits(user) for user in view.users}, permutations)
-    if not probes:
-        return [Section(name, reading, note=f"{len(examples)} users are too few to probe.")]
-    note = (
-        f"{len(examples)} users, each with what they wrote before their latest public text; DEP may have been trained "
-        "on that text. Values that fewer than five users share are left out; what stands behind a colon in a value is "
-        "a user's own word and does not count."
-    )
-    rows = [
-        {
-            "read from": source,
-            "balanced accuracy": found.balanced,
-            "dealt at random": found.permuted,
-            "95 % of deals below": found.permuted_high,
-            "p": found.p,
-        }
-        for source, found in probes.items()
-    ]
-    by_trait = (
-        "Balanced accuracy and p (not corrected for the number of cells). Chance: 1 / values, also for always saying "
-        "the most frequent value, which is right for the share `majority` of users."
-    )
-    return [Section(name, reading, rows, note), Section("trait by trait", by_trait, _by_trait(probes))]
-
-
-def population_examples(ctx: Context, most: int | None) -> list[Example]:
-    """For each user of the population, at most `most`, an example with their latest public document as target."""
-    users = sorted(ctx.population.users(), key=lambda user: rank_hash(0, user))[:most]
-    found = []
-    for user in sorted(users):
-        documents = ctx.population.history(user, None)
-        last = documents[-1]
-        past: tuple[Document, ...] = tuple(ctx.population.history(user, last.timestamp) or documents[:-1])
-        past = tuple(document for document in past if document.id != last.id)
-        if past:
-            found.append(Example(last.id, user, last.fields, past, last.item_id, last.timestamp))
-    return found
-
-
-@torch.no_grad()
-def _representations(view: View) -> dict[str, list[torch.Tensor]]:
-    """What is probed: name -> rows (reviews, size) of each user."""
-    found = {f"{kind} vectors": view.vectors(kind) for kind in _NAMES}
-    if view.module.autoencoder is not None:
-        found |= {f"{kind} codes": [view.module.encode(v) for v in found[f"{kind} vectors"]] for kind in view.kinds}
-    return found | {f"{kind} tokens": view.of_kind(kind) for kind in view.kinds}
-
-
-def _probed(view: View, labels: Mapping[str, Mapping[str, str]], permutations: int) -> dict[str, Probe]:
-    """Name of what is read from -> what is read."""
-    found: dict[str, Probe] = {}
-    everything = _representations(view)
-    with _bar("diagnose: probes", len(everything), "probe") as advance:
-        for name, groups in everything.items():
-            users = [user for user, rows in zip(view.users, groups, strict=True) if len(rows)]
-            means = [rows.double().mean(0).cpu().numpy() for rows in groups if len(rows)]
-            if users:
-                traits = _traits([labels[user] for user in users])
-                result = probe(np.stack(means), traits, permutations=permutations, seed=view.ctx.seed)
-                if result is not None:
-                    found[name] = result
-            advance(1)
-    return found
-
-
-def _by_trait(probes: Mapping[str, Probe]) -> list[dict[str, Any]]:
-    """One row a trait, with a cell for each kind of vector."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, found in probes.items():
-        for one in found.traits:
-            counts = {"trait": one.trait, "users": one.users, "values": one.classes}
-            row = rows.setdefault(one.trait, {**counts, "majority": one.majority, "chance": one.chance})
-            row[name] = {"value": one.balanced, "p": one.p, "accuracy": one.accuracy, "permuted": one.permuted}
-    return [rows[trait] for trait in sorted(rows)]
-
-
-def _traits(labels: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
-    """Trait -> each user's value. What stands behind a colon is a user's very own word, no value that users share."""
-    names = sorted(set.intersection(*(set(traits) for traits in labels))) if labels else []
-    return {name: [traits[name].partition(": ")[0] for traits in labels] for name in names}

@@ -17,7 +17,7 @@ _ZERO = np.float32(1e-6)
 _TIMELINES = 256
 """Users whose sums are held at once: they stay in the processor's cache."""
 _ROWS = 1024
-"""Distances computed at once, for the same reason."""
+"""Distances that each thread computes at once, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,12 @@ def distances(timelines: Timelines, meetings: Meetings, encoded: Encoded) -> Flo
     ends = np.stack([ranks[timelines.own[meetings.example]], ranks[meetings.place]], axis=1)
     found = np.empty(len(ends), np.float32)
     table, indices = torch.from_numpy(means), torch.from_numpy(ends)
-    signs = torch.tensor([[1.0, -1.0]]).expand(_ROWS, 2).contiguous()
-    for start in range(0, len(ends), _ROWS):
-        block = indices[start : start + _ROWS]
+    size = _ROWS * torch.get_num_threads()
+    signs = torch.tensor([[1.0, -1.0]]).expand(size, 2).contiguous()
+    for start in range(0, len(ends), size):
+        block = indices[start : start + size]
         apart = embedding_bag(block, table, mode="sum", per_sample_weights=signs[: len(block)]).numpy()
-        np.einsum("ij,ij->i", apart, apart, out=found[start : start + _ROWS])
+        np.einsum("ij,ij->i", apart, apart, out=found[start : start + size])
     np.sqrt(found, out=found)
     found[found < _ZERO] = 0
     return found
