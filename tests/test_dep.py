@@ -226,7 +226,9 @@ def test_the_auxiliary_loss_is_the_mean_over_a_rows_vectors(small: World, ready:
     assert autoencoder is not None
     for row, prepared in zip(rows, inputs, strict=True):
         found = prepared.vectors
-        every = torch.from_numpy(np.concatenate([found.own, found.difference[found.has_peers]]))
+        centres = ready.module.centre.numpy()
+        kinds = [found.own - centres[0], found.difference[found.has_peers] - centres[1]]
+        every = torch.from_numpy(np.concatenate(kinds))
         with torch.no_grad():
             back = autoencoder.decoder(autoencoder.encode(every))
         expected = 7.0 * float(torch.nn.functional.smooth_l1_loss(back, every))

@@ -225,8 +225,8 @@ def test_the_autoencoders_figures_equal_their_definitions(small: World, ready: D
     assert ready.module is not None
     coder = ready.module.autoencoder
     assert coder is not None
-    used_at_all = []
-    for name, vectors in {"history vectors": own, "difference vectors": different}.items():
+    used_at_all, centres = [], ready.module.centre.numpy()
+    for name, vectors in {"history vectors": own - centres[0], "difference vectors": different - centres[1]}.items():
         with torch.no_grad():
             latents = torch.relu(coder.encoder(torch.from_numpy(vectors) - coder.decoder.bias)).numpy()
             kept = np.where(latents >= np.sort(latents, axis=1)[:, [-6]], latents, 0)

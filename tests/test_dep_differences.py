@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
+import hypothesis
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -201,6 +202,7 @@ def test_linear_weights_of_users_with_equal_means_are_uniform() -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@hypothesis.example([(0, 1e-45), (1, 1e-40), (1, 1e-45)], "linear", 0.1)  # no reciprocal of these is finite
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.floats(0, 2, width=32)), max_size=30),
     st.sampled_from(WEIGHTINGS),

@@ -39,6 +39,12 @@ def pair(module: DepModule, own: torch.Tensor, difference: torch.Tensor, has: to
     return soft[:, :, 0]
 
 
+def directions(module: DepModule, vectors: torch.Tensor) -> torch.Tensor:
+    """Directions of history tokens (n, hidden)."""
+    soft: torch.Tensor = module(vectors, vectors, torch.ones(len(vectors), dtype=torch.bool))
+    return torch.nn.functional.normalize(soft[:, 0, 0], dim=-1)
+
+
 def each(module: DepModule, own: torch.Tensor, difference: torch.Tensor, has: torch.Tensor) -> torch.Tensor:
     """The autoencoder's loss with every review as a row of its own."""
     return module.row_losses(own, difference, has, torch.arange(len(own)), len(own))
@@ -297,10 +303,27 @@ def test_calibration_without_differences_leaves_a_finite_module() -> None:
     assert all(torch.isfinite(t).all() for t in module.state_dict().values())
 
 
+def test_calibrated_soft_tokens_of_unlike_vectors_are_unlike() -> None:
+    """Vectors that share most of their direction, as embeddings of reviews do: as initialised, all tokens agree."""
+    noise = torch.randn(60, 96, generator=torch.Generator().manual_seed(0))
+    vectors = torch.nn.functional.normalize(0.1 + 0.05 * noise, dim=-1)
+    likeness = {}
+    for whole in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = DepModule(96, 64, DepConfig(latent_size=128, k=16))
+        module.calibrate(vectors, vectors[:30], 0.1, whole=whole)
+        soft = directions(module, vectors)
+        likeness[whole] = float((soft @ soft.T).detach().fill_diagonal_(0).sum() / (60 * 59))
+    assert likeness[False] > 0.9
+    assert likeness[True] < 0.5
+
+
 def test_uncalibrated_projectors_are_left_as_they_are() -> None:
     module = make()
-    module.calibrate(unit(5), unit(5, 2), 0.1, scale=False)
-    assert module.scale.tolist() == [1.0, 1.0]
+    module.calibrate(unit(5), unit(5, 2), 0.1, whole=False)
+    before = make().state_dict()
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before if name != "no_peers")
 
 
 @pytest.mark.parametrize("kind", ["topk", "l1", "paper", "none"])

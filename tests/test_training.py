@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench.training.step import schedule
 from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.base import LanguageModel
@@ -30,6 +29,7 @@ from bench.training import (
     target_ids,
     train,
 )
+from bench.training.step import schedule
 from bench.types import Example, LabeledSplit, Message, slot
 
 __all__ = ["one_thread"]

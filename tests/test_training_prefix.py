@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from bench.training.prefix import Prefixes, supported
 
 __all__ = ["one_thread"]
 
-MORE = {
+MORE: dict[str, dict[str, Any]] = {
     "gemma2": {"final_logit_softcapping": 2.0, "sliding_window": 12},
     "gemma3_text": {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": {"sliding_window": 12},
@@ -215,7 +216,12 @@ def test_training_ends_with_the_same_weights(
     rows = [row(i, n) for i, n in enumerate((70, 0, 90, 130, 80))]
     dev = [row(9, 100), row(10, 3)]
     made: list[Prefixes] = []
-    monkeypatch.setattr(prefix_module, "Prefixes", lambda *given: made.append(Prefixes(*given)) or made[-1])
+
+    def noted(*given: Any) -> Prefixes:
+        made.append(Prefixes(*given))
+        return made[-1]
+
+    monkeypatch.setattr(prefix_module, "Prefixes", noted)
     config = TrainingConfig(epochs=3, lr=0.1, batch_size=3, warmup=0.2, batch_tokens=200, prefix_memory_mb=memory)
     plain, ours = Table(4, weight=0.1), Constant(4, weight=0.1)
     expected = train(lm, rows, dev, plain, config, seed=1)

@@ -132,6 +132,8 @@ def train_padded(
             loss = model(
                 inputs_embeds=embedded,
                 attention_mask=mask,
+                # Counted from the text on: rotated by angles as large as the padding, float32 differs in the curves.
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
                 labels=labels,
                 num_items_in_batch=targets,
                 use_cache=False,

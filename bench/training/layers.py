@@ -84,6 +84,6 @@ def _check_compiler(device: str) -> None:
     names = ("g++", "clang++", "c++") if cpu else ("gcc", "cc")
     if not any(shutil.which(name) for name in (os.environ.get(variable, ""), *names) if name):
         raise UsageError(
-            f"compile needs a {language} compiler such as {names[0]}, and there is none on this machine; install one or "
+            f"compile needs a {language} compiler such as {names[0]}, and none is installed here; install one or "
             "leave compile off"
         )

@@ -15,7 +15,7 @@ from bench.types import LabeledSplit
 from methods.dep import influence
 from methods.dep.prompting import slot_lengths, slot_names
 from methods.dep.traits import readable
-from methods.dep.view import View, bar
+from methods.dep.view import NAMES, View, bar
 
 if TYPE_CHECKING:
     from methods.dep.method import Dep
@@ -58,7 +58,7 @@ def autoencoder(view: View) -> Section:
     )
     if module.autoencoder is None:
         return Section(name, reading, note="There is no autoencoder under this config.")
-    sets = {f"{kind} vectors": torch.cat(view.vectors(kind)) for kind in view.kinds}
+    sets = {f"{kind} vectors": module.centred(torch.cat(view.vectors(kind)), NAMES.index(kind)) for kind in view.kinds}
     if len(sets) > 1:
         sets["all"] = torch.cat(list(sets.values()))
     rows = [{"vectors": label, "count": len(v), **_kept(module, v)} for label, v in sets.items() if len(v)]

@@ -19,7 +19,7 @@ from bench.data.arrays import Ints, PopulationArrays
 from bench.data.population import Population
 from bench.types import Document, Example
 from methods.dep.config import DepConfig, Weighting
-from methods.dep.means import Meetings, Timelines, distances, texts_of_means
+from methods.dep.means import Meetings, Timelines, distances, needed_places, texts_of_means
 from methods.dep.nearest import nearest_peers
 from methods.dep.pairs import Encode, Encoded, Floats, Pairs, Reviews, Texts, item_peers, random_peers
 
@@ -61,11 +61,13 @@ def segment_weights(distances: Floats, segments: Ints, count: int, weighting: We
 
 def _shares(values: Floats, segments: Ints, count: int) -> Floats:
     """Each value's part of its segment's sum; equal parts where the sum is zero."""
-    totals = np.bincount(segments, values, count)
-    shares: Floats = values * np.divide(1, totals, out=np.zeros(count), where=totals > 0).astype(np.float32)[segments]
-    if (totals[segments] <= 0).any():
-        flat = (totals <= 0)[segments]
-        shares[flat] = (1 / np.bincount(segments, minlength=count).clip(1))[segments][flat]
+    totals = np.bincount(segments, values, count)[segments]
+    flat = totals <= 0
+    if flat.any():
+        totals[flat] = 1
+    shares: Floats = np.divide(values, totals, dtype=np.float64).astype(np.float32)
+    if flat.any():
+        shares[flat] = 1 / np.bincount(segments, minlength=count)[segments[flat]]
     return shares
 
 
@@ -114,13 +116,17 @@ class Work:
     def _meetings(self) -> Meetings:
         return Meetings.between(self.reviews, self.pairs, self.arrays, self.timelines)
 
+    @cached_property
+    def _places(self) -> Ints:
+        return needed_places(self.timelines, self._meetings)
+
     def texts(self, count: int) -> npt.NDArray[np.bool_]:
         """Which of all texts (count,) need a vector."""
         wanted = np.zeros(count, np.bool_)
         wanted[self.reviews.text] = True
         wanted[self.arrays.text[self.pairs.peer]] = True
         if self.config.weighting != "uniform":
-            wanted[texts_of_means(self.timelines, self._meetings)] = True
+            wanted[texts_of_means(self.timelines, self._places)] = True
         return wanted
 
     def vectors(self, encoded: Encoded) -> list[ReviewVectors]:
@@ -154,6 +160,6 @@ class Work:
         if self.config.weighting == "uniform":
             apart = np.ones(len(self.pairs.review), np.float32)
         else:
-            apart = distances(self.timelines, self._meetings, encoded)[self._meetings.of]
+            apart = distances(self.timelines, self._meetings, self._places, encoded)[self._meetings.of]
         config = self.config
         return segment_weights(apart, self.pairs.review, len(self.reviews), config.weighting, config.tau)

@@ -125,25 +125,24 @@ def _distinct(keys: Ints, size: int) -> tuple[Ints, Ints]:
     return np.flatnonzero(seen), (np.cumsum(seen) - 1)[keys]
 
 
-def texts_of_means(timelines: Timelines, meetings: Meetings) -> Ints:
-    """Numbers of the texts that the needed means are over, some of them several times."""
-    first, steps, _ = _spans(timelines, _needed(timelines, meetings))
+def texts_of_means(timelines: Timelines, places: Ints) -> Ints:
+    """Numbers of the texts that the means at some places are over, some of them several times."""
+    first, steps, _ = _spans(timelines, places)
     return timelines.texts[expand(first, steps)[1]]
 
 
-def distances(timelines: Timelines, meetings: Meetings, encoded: Encoded) -> Floats:
-    """||m(u) - m(r)|| of each meeting (meetings,).
+def distances(timelines: Timelines, meetings: Meetings, places: Ints, encoded: Encoded) -> Floats:
+    """||m(u) - m(r)|| of each meeting (meetings,); `places` are those of all their means.
 
     What is left between equal means by rounding counts as zero: linear weights would be made of it.
     """
     import torch
     from torch.nn.functional import embedding_bag
 
-    needed = _needed(timelines, meetings)
-    means = prefix_means(timelines, needed, encoded)
+    means = prefix_means(timelines, places, encoded)
     ranks = np.zeros(len(timelines.texts) + 1, np.int64)
-    ranks[needed] = np.arange(len(needed))
-    ranks[-1] = len(needed)  # where a place of -1 points
+    ranks[places] = np.arange(len(places))
+    ranks[-1] = len(places)  # where a place of -1 points
     ends = np.stack([ranks[timelines.own[meetings.example]], ranks[meetings.place]], axis=1)
     found = np.empty(len(ends), np.float32)
     table, indices = torch.from_numpy(means), torch.from_numpy(ends)
@@ -158,7 +157,7 @@ def distances(timelines: Timelines, meetings: Meetings, encoded: Encoded) -> Flo
     return found
 
 
-def _needed(timelines: Timelines, meetings: Meetings) -> Ints:
+def needed_places(timelines: Timelines, meetings: Meetings) -> Ints:
     """The places whose means are asked for, ascending."""
     flags: Bools = np.zeros(len(timelines.texts), np.bool_)
     own = timelines.own[meetings.example]

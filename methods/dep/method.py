@@ -34,7 +34,7 @@ class Dep(Method):
     """How a user differs from peers on the same items, as soft tokens of a frozen model (Qiu et al., EMNLP 2025)."""
 
     name = "dep"
-    version = "2"
+    version = "3"
     Config = DepConfig
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.SOFT_PROMPT, Capability.TRAIN})
     config: DepConfig
@@ -129,14 +129,15 @@ class Dep(Method):
         # Measured on what the layer gives out: some families scale embeddings on the way.
         sample = torch.arange(0, embeddings.weight.shape[0], max(1, embeddings.weight.shape[0] // 4096))
         rms = float(embeddings(sample.to(lm.device)).float().pow(2).mean().sqrt())
-        module.calibrate(own, different, rms, scale=self.config.calibrate)
+        module.calibrate(own, different, rms, whole=self.config.calibrate)
         return module.to(lm.device)
 
     def _sparsity(self, inputs: Sequence[Prepared]) -> dict[str, float]:
         import torch
 
         assert self.module is not None, "fit or load first"
-        vectors = torch.cat(_stacked(inputs, self.module.sizes[0])).to(self.module.scale.device)
+        stacked = (part.to(self.module.scale.device) for part in _stacked(inputs, self.module.sizes[0]))
+        vectors = torch.cat([self.module.centred(part, kind) for kind, part in enumerate(stacked)])
         report = self.module.sparsity(vectors) if len(vectors) else None
         return asdict(report) if report else {}
 

@@ -73,6 +73,10 @@ def _row_means(values: Tensor, owner: Tensor, counts: Tensor) -> Tensor:
     return sums / counts.clamp_min(1).reshape(-1, *[1] * (values.dim() - 1))
 
 
+def _rms(values: Tensor) -> Tensor:
+    return values.pow(2).mean().sqrt().clamp_min(1e-8)
+
+
 def _projector(size: int, hidden: int, kind: str) -> nn.Module:
     if kind == "linear":
         return nn.Linear(size, hidden)
@@ -105,7 +109,11 @@ class DepModule(nn.Module):
         self.no_peers = nn.Parameter(torch.zeros(hidden_size)) if 1 in self.kinds else None
         trained = config.markers == "trained"
         self.markers = nn.Parameter(torch.zeros(len(self.kinds), 2, hidden_size)) if trained else None
+        self.centre: Tensor
+        self.gain: Tensor
         self.scale: Tensor
+        self.register_buffer("centre", torch.zeros(2, embedding_size))
+        self.register_buffer("gain", torch.ones(2))
         self.register_buffer("scale", torch.ones(2))
 
     @property
@@ -113,24 +121,41 @@ class DepModule(nn.Module):
         """Positions of a soft slot: its token, and the trained markers before and after it where there are any."""
         return 1 if self.markers is None else 3
 
-    def encode(self, vectors: Tensor) -> Tensor:
-        """Codes of vectors (n, embedding size); the vectors themselves without an autoencoder."""
-        return vectors if self.autoencoder is None else self.autoencoder.encode(vectors)
+    def centred(self, vectors: Tensor, kind: int) -> Tensor:
+        """What goes into the autoencoder: vectors (n, embedding size) of a kind less what all of that kind share."""
+        return vectors - self.centre[kind]
 
-    def calibrate(self, own: Tensor, difference: Tensor, target_rms: float, scale: bool = True) -> None:
-        """Brings what is trained to the size of the model's own embeddings, root mean square `target_rms`.
+    def encode(self, centred: Tensor) -> Tensor:
+        """Codes of centred vectors (n, embedding size); the vectors themselves without an autoencoder."""
+        return centred if self.autoencoder is None else self.autoencoder.encode(centred)
 
-        A fresh projector's outputs are several times smaller, and learning would begin far away. With `scale` false
-        the projectors are left as they are, as in the public code.
+    def calibrate(self, own: Tensor, difference: Tensor, target_rms: float, whole: bool = True) -> None:
+        """Starts soft tokens at the size of the model's own embeddings, root mean square `target_rms`, and apart.
+
+        A fresh projector's outputs are several times smaller, and its biases outweigh what a unit vector brings: all
+        users would start with nearly one token, far away from any word. So each kind's vectors are centred at their
+        mean, biases start at zero, and codes reach the projector at unit size. With `whole` false all this stays as it
+        is initialised, as in the public code.
         """
         with torch.no_grad():
-            for kind, (projector, vectors) in enumerate(((self.history, own), (self.difference, difference))):
-                if scale and projector is not None and len(vectors):
-                    rms = projector(self.encode(vectors)).pow(2).mean().sqrt()
-                    self.scale[kind] = target_rms / rms.clamp_min(1e-8)
+            if whole:
+                for kind, vectors in enumerate((own, difference)):
+                    self._calibrate(kind, vectors, target_rms)
             for parameter in (self.no_peers, self.markers):
                 if parameter is not None:
                     parameter.normal_(0.0, target_rms)
+
+    def _calibrate(self, kind: int, vectors: Tensor, target_rms: float) -> None:
+        projector = (self.history, self.difference)[kind]
+        if projector is None or not len(vectors):
+            return
+        for layer in (*projector.modules(), *(self.autoencoder.modules() if self.autoencoder else ())):
+            if isinstance(layer, nn.Linear):
+                layer.bias.zero_()
+        self.centre[kind] = vectors.mean(0) if len(vectors) > 1 else 0.0
+        code = self.encode(self.centred(vectors, kind))
+        self.gain[kind] = 1 / _rms(code)
+        self.scale[kind] = target_rms / _rms(projector(code * self.gain[kind]))
 
     def forward(self, own: Tensor, difference: Tensor, has_peers: Tensor) -> Tensor:
         """Soft tokens (reviews, kinds, width, hidden), the history one before the difference one.
@@ -140,9 +165,9 @@ class DepModule(nn.Module):
         """
         tokens = []
         if self.history is not None:
-            tokens.append(self.history(self.encode(own)) * self.scale[0])
+            tokens.append(self.history(self.encode(self.centred(own, 0)) * self.gain[0]) * self.scale[0])
         if self.difference is not None and self.no_peers is not None:
-            projected = self.difference(self.encode(difference)) * self.scale[1]
+            projected = self.difference(self.encode(self.centred(difference, 1)) * self.gain[1]) * self.scale[1]
             tokens.append(torch.where(has_peers[:, None], projected, self.no_peers))
         soft = torch.stack(tokens, dim=1).unsqueeze(2)
         if self.markers is None:
@@ -157,14 +182,14 @@ class DepModule(nn.Module):
         """
         if self.autoencoder is None:
             return own.new_zeros(rows)
-        parts = [(own, owner)] if 0 in self.kinds else []
-        parts += [(difference[has_peers], owner[has_peers])] if 1 in self.kinds else []
+        parts = [(self.centred(own, 0), owner)] if 0 in self.kinds else []
+        parts += [(self.centred(difference[has_peers], 1), owner[has_peers])] if 1 in self.kinds else []
         vectors, owners = (torch.cat(column) for column in zip(*parts, strict=True))
         return self.autoencoder.loss(vectors, self.encode(vectors), owners, rows)
 
     @torch.no_grad()
     def sparsity(self, vectors: Tensor) -> SparsityReport | None:
-        """What the autoencoder does to `vectors` (n, d); None without one."""
+        """What the autoencoder does to centred vectors (n, d); None without one."""
         if self.autoencoder is None:
             return None
         code = self.autoencoder.encode(vectors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ class Texts:
 
     def encoded(self, wanted: Bools, encode: Encode) -> Encoded:
         """The vectors of the wanted texts (texts,), from one call of `encode`."""
-        chosen = [text for text, flag in zip((*self.arrays.texts, *self.others), wanted.tolist(), strict=True) if flag]
+        chosen = list(compress(chain(self.arrays.texts, self.others), wanted.tolist()))
         return Encoded(np.ascontiguousarray(encode(chosen), np.float32), np.cumsum(wanted) - 1)
 
 

@@ -72,12 +72,16 @@ def population_examples(ctx: Context, most: int | None) -> list[Example]:
     return found
 
 
+def _codes(view: View, vectors: torch.Tensor, kind: str) -> torch.Tensor:
+    return view.module.encode(view.module.centred(vectors, NAMES.index(kind)))
+
+
 @torch.no_grad()
 def _representations(view: View) -> dict[str, list[torch.Tensor]]:
     """What is probed: name -> rows (reviews, size) of each user."""
     found = {f"{kind} vectors": view.vectors(kind) for kind in NAMES}
     if view.module.autoencoder is not None:
-        found |= {f"{kind} codes": [view.module.encode(v) for v in found[f"{kind} vectors"]] for kind in view.kinds}
+        found |= {f"{kind} codes": [_codes(view, v, kind) for v in found[f"{kind} vectors"]] for kind in view.kinds}
     return found | {f"{kind} tokens": view.of_kind(kind) for kind in view.kinds}
 
 
