@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.trackers import TrackerName
+
 app = typer.Typer(
     name="bench",
     no_args_is_help=True,
@@ -142,6 +144,7 @@ def run(
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt; oldest reviews go first.")] = 3072,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.95,
+    tracker: Annotated[TrackerName, typer.Option(help="Where to watch losses while training.")] = TrackerName.NONE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, counts and first prompts; no model loads.")] = False,
 ) -> None:
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
@@ -167,6 +170,7 @@ def run(
         "max_prompt_tokens": max_prompt_tokens,
         "temperature": temperature,
         "top_p": top_p,
+        "tracker": tracker.value,
         "dry_run": dry_run,
     }
     plan = make_plan(build(RunConfig, given, "run"))

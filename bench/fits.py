@@ -22,6 +22,7 @@ from bench.keys import digest
 from bench.meter import Meter, peak_rss
 from bench.method import Context, Method, TrainingPlan
 from bench.store import Existing, check_writable
+from bench.trackers import TrackerName, hint
 from bench.training.log import JOURNAL
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def _fit(
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
             _announce(method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
+            if command := hint(ctx.tracker, folder):
+                say(f"watch it with: {command}")
             meter.start_peak()
             ctx.engine.peak_memory()
             with meter.phase("fit"):
@@ -116,8 +119,7 @@ def _fit(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             method.save(temporary)
-            if (work / JOURNAL).exists():
-                shutil.copyfile(work / JOURNAL, temporary / JOURNAL)
+            _keep_lines(work, temporary)
             write_atomic(temporary / FIT_FILE, pretty_json(info))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
@@ -134,6 +136,15 @@ def _prepare_work(folder: Path, resume: bool, say: Say) -> Path:
         say(f"an earlier process left a fit unfinished; going on from what it kept in {work}")
     work.mkdir(exist_ok=True)
     return work
+
+
+def _keep_lines(work: Path, folder: Path) -> None:
+    """Copies what people watch to the fit: a kill may come before that has its name, so nothing is moved."""
+    if (work / JOURNAL).exists():
+        shutil.copyfile(work / JOURNAL, folder / JOURNAL)
+    for tracker in TrackerName:
+        if (work / tracker).is_dir():
+            shutil.copytree(work / tracker, folder / tracker, symlinks=True)
 
 
 def _training_info(log: Mapping[str, Any]) -> dict[str, Any]:

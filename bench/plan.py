@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from bench import registry
+from bench import registry, trackers
 from bench.ablation import Planned, ablated, expand
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
 from bench.method import Method
 from bench.store import DEFAULT_OUT, Existing, check_writable
+from bench.trackers import TrackerName
 from bench.types import Capability, Sampling
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class RunConfig(Config):
     max_prompt_tokens: int = Field(default=3072, ge=1)
     temperature: float = Field(default=0.8, ge=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
+    tracker: TrackerName = TrackerName.NONE
+    """Where losses can be watched while training."""
     dry_run: bool = False
 
     @property
@@ -95,6 +98,7 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     """Checks everything that can be checked without loading a model. Raises UsageError on the first thing wrong."""
+    trackers.check(config.tracker)
     if not config.methods:
         raise UsageError("no method given; --methods takes a comma-separated list, see: python -m bench list methods")
     if not config.seeds:

@@ -147,7 +147,7 @@ class MethodRun:
     def _about(self) -> dict[str, Any]:
         config = self.plan.config
         return {
-            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run"}),
+            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker"}),
             "data": _data_told(self.plan.dataset),
             "limit_seed": LIMIT_SEED,
             "provenance": provenance(),
@@ -197,6 +197,7 @@ class MethodRun:
             sampling=plan.config.sampling,
             max_prompt_tokens=self._prompt_budget(),
             meter=self.meter,
+            tracker=plan.config.tracker.value,
             encoder_or_none=plan.encoder if self.method.wants_encoder() else None,
             truth=plan.dataset.truth if Capability.TRUTH in self.method.needs else None,
         )

@@ -37,13 +37,14 @@ class TrackerName(enum.StrEnum):
 def check(name: str) -> TrackerName:
     """The tracker of that name. Raises UnknownName, or MissingPackage if its package is not installed."""
     if name not in set(TrackerName):
-        raise UnknownName("tracker", name, set(TrackerName))
-    if name != TrackerName.NONE:
+        raise UnknownName("tracker", name, [each.value for each in TrackerName])
+    wanted = TrackerName(name)
+    if wanted is not TrackerName.NONE:
         try:
-            version(name)
+            version(wanted.value)
         except PackageNotFoundError:
-            raise MissingPackage(name, f"--tracker {name}", extra=name) from None
-    return TrackerName(name)
+            raise MissingPackage(wanted.value, f"--tracker {wanted}", extra=wanted.value) from None
+    return wanted
 
 
 def hint(name: str, folder: Path) -> str:
@@ -88,7 +89,7 @@ class _Trackio(Tracker):
         import trackio
 
         with _stdout_kept_clean():
-            self._run: Any = trackio.init(
+            trackio.init(
                 project=PROJECT,
                 name=run,
                 config=dict(config),
@@ -97,14 +98,15 @@ class _Trackio(Tracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
+        self._library: Any = trackio
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         with _stdout_kept_clean():
-            self._run.log(dict(values), step=step)
+            self._library.log(dict(values), step=step)
 
     def close(self) -> None:
         with _stdout_kept_clean():
-            self._run.finish()
+            self._library.finish()  # not the run's own, which would be called, and speak, again at exit
 
 
 class _Wandb(Tracker):

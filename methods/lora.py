@@ -108,7 +108,16 @@ class Lora(Method):
             try:
                 learner = _Adapter(model)
                 self.log = train(
-                    lm, train_rows, dev_rows, learner, config, seed, "fit lora", work=ctx.work, dev_score=score
+                    lm,
+                    train_rows,
+                    dev_rows,
+                    learner,
+                    config,
+                    seed,
+                    "fit lora",
+                    work=ctx.work,
+                    dev_score=score,
+                    tracker=ctx.tracker,
                 )
                 state = get_peft_model_state_dict(model)
                 self._state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}

@@ -19,9 +19,11 @@ from bench.data.spec import load_spec
 from bench.engines.hf import HFEngine
 from bench.errors import UsageError
 from bench.method import Context
+from bench.metrics.base import ScoreInput
+from bench.metrics.meteor import Meteor
 from bench.prompts import one_message
 from bench.training import batch_loss
-from bench.types import REVIEW_TASK, Document, Example, LabeledSplit, Request, slot
+from bench.types import REVIEW_TASK, Document, Example, LabeledSplit, Request, Sampling, slot
 from methods.dep import Dep
 from methods.dep.config import PAPER, DepConfig
 from methods.dep.learner import SoftPrompts
@@ -285,3 +287,19 @@ def test_a_world_of_one_user_has_nobody_to_borrow_from(engine: HFEngine) -> None
 def test_a_datasets_task_knows_which_fields_are_of_the_item() -> None:
     task = load_spec("planted", {}).task
     assert [field.name for field in task.fields if field.of_item] == ["item_title", "item_description"]
+
+
+def test_the_best_epoch_by_meteor_is_that_of_the_texts_written_with_the_module_of_the_moment(
+    small: World, engine: HFEngine
+) -> None:
+    """Each epoch's score is METEOR of greedy texts; with one epoch, of what the fitted method writes."""
+    ctx = context(small.population, engine)
+    method = fitted(small, ctx, select="meteor", max_dev_new_tokens=6)
+    assert method.log is not None
+    greedy = replace(ctx, sampling=Sampling(0.0, 1.0, 6))
+    texts = [engine.run([r]).generations[0].text.strip() for r in method.requests(small.dev.examples, greedy)]
+    references = [small.dev.references[e.id] for e in small.dev.examples]
+    inputs = [ScoreInput("", "", text, reference) for text, reference in zip(texts, references, strict=True)]
+    metric = Meteor()
+    score = metric.aggregate([v for v in metric.values(inputs) if v is not None])
+    assert method.log.epochs[0].dev_score == pytest.approx(score)

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("kill_training.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora"])
+@pytest.mark.parametrize("method", ["lora", "dep"])
 def test_a_fit_that_is_killed_and_called_again_ends_with_the_same_bytes(tmp_path: Path, method: str) -> None:
     """Adapter, log and the lines of the journal; times apart."""
     model = lively_model(tmp_path / "model")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import json_lines, parse_line
+from bench.trackers import Careful
 
 JOURNAL = "training.jsonl"
 
@@ -65,9 +66,11 @@ def finite(value: Any) -> Any:
 class Journal:
     """The lines of `training.jsonl`, each on its way to the disk before the next step begins."""
 
-    def __init__(self, folder: Path | None, steps: int, epochs: int) -> None:
+    def __init__(self, folder: Path | None, steps: int, epochs: int, tracker: Careful | None = None) -> None:
         """Keeps the lines of the first `steps` steps and `epochs` epochs that are there, and drops all others."""
         self._file = None
+        self._tracker = tracker
+        self._steps = steps
         if folder is None:
             return
         path = folder / JOURNAL
@@ -76,12 +79,19 @@ class Journal:
         self._file = path.open("ab", buffering=0)
 
     def write(self, line: Mapping[str, Any]) -> None:
+        """A line of a step or of an epoch; the tracker is told the same numbers."""
+        self._steps = line.get("step", self._steps)
         if self._file is not None:
             self._file.write(json_lines([{key: finite(value) for key, value in line.items()}]))
+        if self._tracker is not None:
+            part = "step" if "step" in line else "epoch"
+            self._tracker.log({f"{part}/{key}": value for key, value in line.items() if key != part}, self._steps)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _lines(path: Path, steps: int, epochs: int) -> list[dict[str, Any]]:

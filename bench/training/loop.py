@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.engines.base import LanguageModel
 from bench.errors import UsageError
+from bench.trackers import open_tracker
 from bench.training.checkpoint import Checkpoint, task_digest
 from bench.training.config import TrainingConfig
 from bench.training.log import Epoch, Journal, TrainingLog
@@ -32,6 +33,7 @@ def train(
     *,
     work: Path | None = None,
     dev_score: Callable[[], float] | None = None,
+    tracker: str = "none",
 ) -> TrainingLog:
     """Trains on `rows`, keeps the state of the best epoch on `dev_rows` (the last without dev rows).
 
@@ -40,7 +42,8 @@ def train(
 
     A pure function of its arguments and of torch's generators, up to what the Trainable itself draws. With a `work`
     folder it keeps its state there and, called again after a kill, goes on from there to the very same end (bit for
-    bit on a CPU). Raises UsageError without rows, if the loss stops being a number, or if the model or the machine
+    bit on a CPU). `training.jsonl` there and the `tracker` (a name of `bench.trackers`) hold the losses as they come.
+    Raises UsageError without rows, if the loss stops being a number, or if the model or the machine
     cannot do what the config asks for.
     """
     import torch
@@ -53,7 +56,10 @@ def train(
         raise ValueError("what is trained must be float32: small updates are lost in fewer bits")
     checkpoint = Checkpoint(work, task_digest(lm, rows, dev_rows, trainable, config, seed)) if work else None
     fit = Fit(lm, trainable, config, len(rows), bool(dev_rows), checkpoint)
-    journal = Journal(work, len(fit.log.steps), len(fit.log.epochs))
+    steps = len(fit.log.steps)
+    about = {**config.model_dump(mode="json"), "rows": len(rows), "parameters": fit.log.parameters, "seed": seed}
+    watcher = open_tracker(tracker, work, about, steps)
+    journal = Journal(work, steps, len(fit.log.epochs), watcher)
     try:
         _Loop(fit, rows, dev_rows, dev_score if config.select != "loss" else None, seed, journal, progress).run()
     finally:

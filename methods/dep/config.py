@@ -25,6 +25,7 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "calibrate": False,
         "lr": 1e-5,
         "warmup": 0.01,
+        "select": "meteor",
         "max_dev": 512,
         "max_target_tokens": 2048,
     }

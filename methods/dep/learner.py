@@ -32,6 +32,9 @@ def soft_tokens(module: DepModule, parts: Sequence[Tensors], slots: Sequence[int
 class SoftPrompts:
     """Looks up a row's vectors by its index and gives its soft tokens."""
 
+    constant_prefix = True
+    """Nothing before a row's first slot depends on what is learned."""
+
     def __init__(self, module: DepModule, device: torch.device, inputs: Sequence[Prepared], weight: float) -> None:
         """`weight` is that of the autoencoder's loss beside the cross entropy."""
         self.module, self.weight = module, weight

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.engines.base import LanguageModel
 from bench.keys import request_seed
 from bench.method import Context, Diagnosis, DiagnosisOptions, Method, TrainingPlan, Variant
-from bench.training import Row, TrainingLog, build_rows, latest_targets, planned_tokens, train
-from bench.types import Capability, Example, LabeledSplit, Message, Request
+from bench.training import Row, TrainingLog, build_rows, dev_meteor, latest_targets, planned_tokens, train
+from bench.types import Capability, Example, LabeledSplit, Message, Request, Sampling
 from methods.dep.config import DepConfig
 from methods.dep.controls import controls
 from methods.dep.pairs import Floats
@@ -104,8 +104,30 @@ class Dep(Method):
             learner = SoftPrompts(self.module, lm.device, [*inputs, *dev_inputs], self.config.reconstruction_weight)
             # Rows of both sets share one numbering, so that a row's vectors are found by its index alone.
             shifted = [Row(len(rows) + row.index, row.prompt, row.target) for row in dev_rows]
-            self.log = train(lm, rows, shifted, learner, self.config, seed, "fit dep")
+            self.log = train(
+                lm,
+                rows,
+                shifted,
+                learner,
+                self.config,
+                seed,
+                "fit dep",
+                work=ctx.work,
+                dev_score=self._dev_score(dev, dev_inputs, ctx),
+                tracker=ctx.tracker,
+            )
         self.report = self._sparsity(inputs)
+
+    def _dev_score(self, dev: LabeledSplit, inputs: Sequence[Prepared], ctx: Context) -> Callable[[], float] | None:
+        if self.config.select != "meteor":
+            return None
+        examples = latest_targets(dev, self.config.targets_per_user, self.config.max_dev)
+        greedy = replace(ctx, sampling=Sampling(0.0, 1.0, self.config.max_dev_new_tokens))
+
+        def requests() -> list[Request]:
+            return [self.request(e, p, greedy) for e, p in zip(examples, inputs, strict=True)]
+
+        return dev_meteor(ctx.engine, requests, dev.references)
 
     def rows(
         self, lm: LanguageModel, split: LabeledSplit, most: int | None, ctx: Context
