@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bench import distributed
+
 _SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 """Failures of disk or rights: the user's to mend, so one line says them. Any other OSError is a mistake of ours."""
 
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a character must not end a run of hours
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(sys.argv[1:] if arguments is None else arguments)
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = _fail("stopped; what is complete is kept, and the same command goes on from there", 130)
@@ -34,18 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    trains = arguments[:1] == ["run"] and "--dry-run" not in arguments
+    if distributed.launched_rank() and not trains:
+        return 0  # one process is enough
     from bench.cli import execute
     from bench.errors import UsageError
 
     named = "python -m bench" if sys.argv[0].endswith("__main__.py") else "dep-bench"
     try:
+        if trains:
+            distributed.join()
         return execute(arguments, named)
     except UsageError as error:
         return _fail(f"error: {error}", 2)
 
 
 def _fail(line: str, code: int) -> int:
-    print(" ".join(line.split("\n")), file=sys.stderr)
+    line = " ".join(line.split("\n"))
+    if distributed.rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+    distributed.fail(line)
     return code
 
 

@@ -177,7 +177,12 @@ def run(
     if dry_run:
         typer.echo(dry_run_text(plan))
         return
-    from bench.runner import execute
+    from bench import distributed
+    from bench.runner import execute, help_training
+
+    if distributed.rank():
+        help_training(plan)
+        return
     from bench.tables import leaderboards
 
     shown = [metric.name for metric in plan.metrics]

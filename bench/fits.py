@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import distributed
 from bench.errors import UsageError
 from bench.files import folder_name, pretty_json, read_object, write_atomic
 from bench.keys import digest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 FIT_FILE = "fit.json"
 Say = Callable[[str], None]
+Call = Callable[[], None]
 
 _SAMPLE = 32
 """Texts whose embedding is timed to tell how long the rest will take."""
@@ -56,9 +58,16 @@ def duration(seconds: float) -> str:
 
 
 def fit_or_load(
-    method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], out: Path, existing: Existing, say: Say
+    method: Method,
+    dataset: Dataset,
+    ctx: Context,
+    key: Mapping[str, Any],
+    out: Path,
+    existing: Existing,
+    say: Say,
+    call: Call = lambda: None,
 ) -> Fit:
-    """Leaves `method` loaded from its folder, fitted first if need be.
+    """Leaves `method` loaded from its folder, fitted first if need be: then `call` has other processes fit as well.
 
     Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on.
     """
@@ -68,7 +77,7 @@ def fit_or_load(
         shutil.rmtree(folder)
     if not (folder / FIT_FILE).exists():
         check_writable(parent)
-        _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say)
+        _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say, call)
     else:
         shutil.rmtree(_work(folder), ignore_errors=True)  # left by a kill right after the fit got its name
         say(f"taking the fit at {folder}")
@@ -85,7 +94,14 @@ def _work(folder: Path) -> Path:
 
 
 def _fit(
-    method: Method, dataset: Dataset, ctx: Context, key: Mapping[str, Any], folder: Path, resume: bool, say: Say
+    method: Method,
+    dataset: Dataset,
+    ctx: Context,
+    key: Mapping[str, Any],
+    folder: Path,
+    resume: bool,
+    say: Say,
+    call: Call,
 ) -> None:
     from filelock import FileLock, Timeout
 
@@ -98,9 +114,14 @@ def _fit(
             meter: Meter = ctx.meter
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
-            _announce(method.training_plan(dataset.train, dataset.dev, ctx), ctx, say)
+            plan = method.training_plan(dataset.train, dataset.dev, ctx)
+            _announce(plan, ctx, say)
             if command := hint(ctx.tracker, folder):
                 say(f"watch it with: {command}")
+            if distributed.size() > 1:
+                say(f"training in {distributed.size()} processes")
+                _embed_once(plan, ctx)
+            call()
             meter.start_peak()
             ctx.engine.peak_memory()
             with meter.phase("fit"):
@@ -170,6 +191,13 @@ def _announce(plan: TrainingPlan | None, ctx: Context, say: Say) -> None:
         f"training on {plan.rows:,} rows, {plan.tokens:,} tokens, {plan.epochs} epochs{long}."
         f"{_embedding(plan.texts, ctx)} Smaller with {plan.smaller}."
     )
+
+
+def _embed_once(plan: TrainingPlan | None, ctx: Context) -> None:
+    """Embeds before other processes are called, which find all vectors in the cache, where they share a disk."""
+    if plan is not None and plan.texts:
+        with ctx.meter.phase("embed"):
+            ctx.encoder.encode(plan.texts, progress=True)
 
 
 def _embedding(texts: Sequence[str], ctx: Context) -> str:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import distributed
 from bench.ablation import Planned
 from bench.engines.base import BatchResult
 from bench.errors import UsageError
@@ -55,11 +56,23 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
                 _check_scored(run, plan.metrics)
             runs.append(run)
             report(summary(run))
+    distributed.from_main(None)  # sends the others home
+    distributed.leave()
     plan.engine.close()
     # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
     for run in runs:
         score_run(run, plan.dataset, plan.metrics)
     return runs
+
+
+def help_training(plan: Plan) -> None:
+    """All that a process beside the main one does of a run: its share of each fit that the main process calls for."""
+    while (called := distributed.from_main()) is not None:
+        number, seed = called
+        run = MethodRun(plan, plan.planned[number], seed, set(), lambda _: None)
+        ctx = replace(run.context(plan.config.out), stage_runner=None)
+        run.method.fit(plan.dataset.train, plan.dataset.dev, ctx)
+    distributed.leave()
 
 
 def _prepare(plan: Plan) -> None:
@@ -222,7 +235,11 @@ class MethodRun:
         def told(line: str) -> None:
             self.report(f"{self.planned.title}: {line}")
 
-        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told)
+        def call() -> None:
+            number = next(i for i, one in enumerate(self.plan.planned) if one is self.planned)
+            distributed.from_main([number, self.seed])
+
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told, call)
         self.fitted.add(mark)
         self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit

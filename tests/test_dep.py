@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dep_world import QUICK, engine, fitted, one_thread, ready, small
 from method_world import World, context, document, example, said, world
-from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.hf import HFEngine
 from bench.evidence import slot_names
@@ -24,30 +24,7 @@ from methods.dep.config import DepConfig
 from methods.dep.differences import review_vectors
 from methods.dep.learner import SoftPrompts
 
-__all__ = ["one_thread"]
-
-QUICK = {"epochs": 1, "latent_size": 24, "k": 6, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> HFEngine:
-    return engine_of(lively_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def small() -> World:
-    return world()
-
-
-def fitted(of: World, ctx: Context, **config: Any) -> Dep:
-    method = Dep(DepConfig(**{**QUICK, **config}))
-    method.fit(of.train, of.dev, ctx)
-    return method
-
-
-@pytest.fixture(scope="module")
-def ready(small: World, engine: HFEngine) -> Dep:
-    return fitted(small, context(small.population, engine))
+__all__ = ["engine", "one_thread", "ready", "small"]
 
 
 def newest(of: Example, count: int) -> list[Document]:

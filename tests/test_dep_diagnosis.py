@@ -11,40 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dep_world import engine, one_thread, small
+from dep_world import fitted as fitted_quickly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_world import World, context, world
-from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.hf import HFEngine
-from bench.method import Context, Diagnosis, DiagnosisOptions, Section
+from bench.method import Diagnosis, DiagnosisOptions, Section
 from bench.types import LabeledSplit
 from methods.dep import Dep, influence
-from methods.dep.config import DepConfig
 from methods.dep.diagnosis import autoencoder, diagnose, nearest_words, spread
 from methods.dep.traits import population_examples, readable
 from methods.dep.view import View
 
-__all__ = ["one_thread"]
+__all__ = ["engine", "one_thread", "small"]
 
-QUICK = {"epochs": 1, "latent_size": 24, "k": 6, "batch_size": 2, "n_history": 3, "max_target_tokens": 24}
 CHEAP = DiagnosisOptions(generate=0, probe_users=0)
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> HFEngine:
-    return engine_of(lively_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def small() -> World:
-    return world()
-
-
 def fitted(of: World, ctx: Context, **config: Any) -> Dep:
-    method = Dep(DepConfig(**{**QUICK, **config}))
-    method.fit(of.train, of.dev, ctx)
-    return method
+    return fitted_quickly(of, ctx, **{"n_history": 3, "max_target_tokens": 24, **config})
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from method_world import World, context, document, example, said, world
-from tiny_engine import engine_of, lively_model, one_thread
+from dep_world import QUICK, engine, fitted, one_thread, small
+from method_world import World, context, document, example, said
 
 from bench.config import build
 from bench.data.population import Population
@@ -31,25 +31,7 @@ from methods.dep.paper import paper_vectors
 from methods.dep.prompting import with_others_history
 from methods.rag import Rag, RagConfig
 
-__all__ = ["one_thread"]
-
-QUICK = {"epochs": 1, "latent_size": 24, "k": 6, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> HFEngine:
-    return engine_of(lively_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def small() -> World:
-    return world()
-
-
-def fitted(of: World, ctx: Context, **config: Any) -> Dep:
-    method = Dep(DepConfig(**{**QUICK, **config}))
-    method.fit(of.train, of.dev, ctx)
-    return method
+__all__ = ["engine", "one_thread", "small"]
 
 
 def array(request: Request, name: str) -> npt.NDArray[np.float32]:

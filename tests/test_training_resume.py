@@ -12,6 +12,7 @@ import pytest
 import torch
 from method_world import World, context, world
 from test_training import Table, rows_of
+from test_training_prefix import row
 from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.base import LanguageModel
@@ -249,6 +250,33 @@ def test_a_state_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     assert all(tensors[name].dtype == found.tensors[name].dtype for name in tensors)
     assert repr(found.about) == repr(dict(sorted(about.items())))
     assert Checkpoint(tmp_path, "two").load() is None
+
+
+def test_a_kept_prefix_is_computed_again_to_the_same_bits(llama: LanguageModel, tmp_path: Path) -> None:
+    """What stands before the slots is kept in memory alone, and is gone after a kill."""
+    rows = [row(i, n) for i, n in enumerate((70, 0, 90, 130, 70))]
+
+    def start(folder: Path, stop: int | None = None) -> tuple[torch.Tensor, list[float]]:
+        learner = Constant(4)
+        learner.calls_left = stop
+        torch.manual_seed(11)
+        log = train(llama, rows, [row(9, 100)], learner, CONFIG, 3, work=folder)
+        return learner.table.detach().clone(), log.steps
+
+    class Constant(Noisy):
+        constant_prefix = True
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.table = Table(size).table
+
+    table, steps = start(tmp_path / "whole")
+    for number in range(STEPS + 3):
+        with pytest.raises(Stopped):
+            start(tmp_path / str(number), number)
+        again, found = start(tmp_path / str(number))
+        assert torch.equal(again, table)
+        assert found == steps
 
 
 # -- lora -----------------------------------------------------------------------------------------------------------

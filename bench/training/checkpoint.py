@@ -88,7 +88,7 @@ def task_digest(
     start = trainable.state()
     return digest(
         {
-            "rows": [_rows_digest(rows), _rows_digest(dev_rows)],
+            "rows": [rows_digest(rows), rows_digest(dev_rows)],
             "config": config.model_dump(mode="json"),
             "seed": seed,
             "parameters": [[list(p.shape), str(p.dtype)] for p in trainable.parameters()],
@@ -99,7 +99,8 @@ def task_digest(
     )
 
 
-def _rows_digest(rows: Iterable[Row]) -> str:
+def rows_digest(rows: Iterable[Row]) -> str:
+    """A digest of everything in rows."""
     hashed = hashlib.sha256()
     for row in rows:
         for part in ((row.index,), row.prompt.ids, row.prompt.positions, row.target):

@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import distributed
 from bench.engines.base import LanguageModel
 from bench.errors import UsageError
 from bench.trackers import open_tracker
+from bench.training import together
 from bench.training.checkpoint import Checkpoint, task_digest
 from bench.training.config import TrainingConfig
 from bench.training.log import Epoch, Journal, TrainingLog
@@ -43,8 +45,9 @@ def train(
     A pure function of its arguments and of torch's generators, up to what the Trainable itself draws. With a `work`
     folder it keeps its state there and, called again after a kill, goes on from there to the very same end (bit for
     bit on a CPU). `training.jsonl` there and the `tracker` (a name of `bench.trackers`) hold the losses as they come.
-    Raises UsageError without rows, if the loss stops being a number, or if the model or the machine
-    cannot do what the config asks for.
+    Where several processes train (see `bench.distributed`), all call this with the same arguments and end alike; only
+    the main one uses `work`, `dev_score` and `tracker`. Raises UsageError without rows, if the loss stops being a
+    number, or if the model or the machine cannot do what the config asks for.
     """
     import torch
 
@@ -54,6 +57,9 @@ def train(
         raise UsageError(f"{progress}: this method offers no score of validation texts; use select=loss")
     if any(p.dtype != torch.float32 for p in trainable.parameters()):
         raise ValueError("what is trained must be float32: small updates are lost in fewer bits")
+    if distributed.rank():
+        work, tracker = None, "none"
+    together.start(rows, dev_rows, trainable, config, seed)
     checkpoint = Checkpoint(work, task_digest(lm, rows, dev_rows, trainable, config, seed)) if work else None
     fit = Fit(lm, trainable, config, len(rows), bool(dev_rows), checkpoint)
     steps = len(fit.log.steps)
@@ -84,7 +90,7 @@ class _Loop:
     ) -> None:
         self.fit, self.rows, self.dev_rows, self.dev_score = fit, rows, dev_rows, dev_score
         self.journal, self.progress = journal, progress
-        self.config = fit.config
+        self.config, self.seed = fit.config, seed
         self.shuffler = random.Random(seed)
         self.per_epoch = -(-len(rows) // fit.config.batch_size)
         self.steps = self.per_epoch * fit.config.epochs
@@ -119,9 +125,12 @@ class _Loop:
                 fit.save(now=False)
             dev_loss = evaluate_loss(fit.lm, self.dev_rows, fit.trainable, self.config, fit.prefixes)
         # Written with the layers as they always are: a growing past would compile them again and again.
-        dev_score = self.dev_score() if self.dev_score and self.dev_rows else math.nan
+        writes = self.dev_score if self.dev_rows and distributed.rank() == 0 else None
+        dev_score = writes() if writes else math.nan
         sums, fit.sums = fit.sums, Sums()
-        epoch = Epoch(number, sums.loss / sums.targets, sums.auxiliary / sums.rows, dev_loss, dev_score)
+        epoch = together.agreed(
+            Epoch(number, sums.loss / sums.targets, sums.auxiliary / sums.rows, dev_loss, dev_score)
+        )
         if fit.is_best(epoch):
             fit.keep_best(number)
         fit.log.epochs.append(epoch)
@@ -133,6 +142,7 @@ class _Loop:
         fit, started = self.fit, time.perf_counter()
         step = len(fit.log.steps)
         rate = self.config.lr * schedule(step, self.steps, self.config.warmup)
+        together.own_noise(self.seed, step)
         sums, norm = take_step(fit.lm, rows, fit.trainable, fit.optimizer, self.config, rate, bar.update, fit.prefixes)
         total = sums.loss + sums.auxiliary
         if not math.isfinite(total):

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from bench import distributed
 from bench.engines.base import LanguageModel
 from bench.engines.batching import by_budget
 from bench.training.config import TrainingConfig
 from bench.training.rows import Row, Trainable
+from bench.training.together import own_share
 
 if TYPE_CHECKING:
     import torch
@@ -88,16 +90,27 @@ def evaluate_loss(
     config: TrainingConfig,
     prefixes: Prefixes | None = None,
 ) -> float:
-    """Mean cross entropy a target token over `rows`, without gradients; NaN without rows."""
+    """Mean cross entropy a target token over `rows`, without gradients; NaN without rows.
+
+    Where several processes train, each takes its share, and all get the same mean.
+    """
     import torch
 
     total, count = 0.0, 0
     with torch.no_grad(), prefixes.open() if prefixes else nullcontext():
-        for batch in micro_batches(lm, rows, config, prefixes):
+        for batch in micro_batches(lm, own_share(rows, through(rows, prefixes)), config, prefixes):
             vectors, _ = trainable.soft(batch, training=False)
             loss, tokens = batch_loss(lm, batch, vectors, prefixes)
             total, count = total + float(loss), count + tokens
+    sums = torch.tensor([total, count], dtype=torch.float64)
+    distributed.add_up(sums)
+    total, count = sums.tolist()
     return total / count if count else float("nan")
+
+
+def through(rows: Sequence[Row], prefixes: Prefixes | None = None) -> list[int]:
+    """How many tokens of each row go through the model: all that are not in a kept prefix."""
+    return [row.length - (prefixes.length(row) if prefixes else 0) for row in rows]
 
 
 def micro_batches(
@@ -105,6 +118,6 @@ def micro_batches(
 ) -> list[list[Row]]:
     """Rows that go through the model together, longest first. Lengths are those that do go through it."""
     budget = config.batch_tokens or (2048 if lm.device.type == "cpu" else 16_384)
-    lengths = [row.length - (prefixes.length(row) if prefixes else 0) for row in rows]
+    lengths = through(rows, prefixes)
     order = sorted(range(len(rows)), key=lambda i: (-lengths[i], rows[i].index))
     return [[rows[i] for i in batch] for batch in by_budget(lengths, order, len(rows), budget)]

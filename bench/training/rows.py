@@ -33,7 +33,8 @@ class Trainable(Protocol):
     """What is learned: its parameters, and the soft vectors it gives for rows.
 
     Random numbers come from torch's generators of the CPU and of the model's device alone: these are kept with the
-    state of training. A Trainable that changes nothing inside the model may say so with an attribute
+    state of training. Where several processes train, gradients are summed over them; buffers that change while training
+    are not, and those of the main process count. A Trainable that changes nothing inside the model may say so with an attribute
     `constant_prefix = True`: what stands before a row's first slot is then computed once (see `bench.training.prefix`).
     """
 

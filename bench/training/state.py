@@ -14,6 +14,7 @@ from bench.training.layers import Layers
 from bench.training.log import Epoch, TrainingLog
 from bench.training.rows import Trainable
 from bench.training.step import Sums
+from bench.training.together import from_main
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,8 @@ class Fit:
         self.layers = Layers(lm, config)
         self.best: dict[str, torch.Tensor] | None = None
         self._started = self._saved_at = time.perf_counter()
-        if checkpoint is not None and (saved := checkpoint.load()) is not None:
+        saved = from_main(checkpoint.load() if checkpoint is not None else None)
+        if saved is not None:
             self._restore(saved)
 
     def clock(self) -> None:

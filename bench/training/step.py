@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from bench.engines.base import LanguageModel
 from bench.training.config import TrainingConfig
-from bench.training.loss import batch_loss, micro_batches
+from bench.training.loss import batch_loss, micro_batches, through
 from bench.training.rows import Row, Trainable
+from bench.training.together import add_up, own_share
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,10 @@ def take_step(
     advance: Callable[[int], object],
     prefixes: Prefixes | None = None,
 ) -> tuple[Sums, float]:
-    """One optimizer step over `rows`. Returns what the rows gave and the norm of the gradient before clipping."""
+    """One optimizer step over `rows`. Returns what the rows gave and the norm of the gradient before clipping.
+
+    Where several processes train, all call this with the same rows, each takes its share, and all end alike.
+    """
     import torch
 
     sums = Sums(targets=sum(len(row.target) for row in rows), rows=len(rows), tokens=sum(row.length for row in rows))
@@ -62,8 +66,12 @@ def take_step(
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     with prefixes.open() if prefixes else nullcontext():
-        loss, auxiliary = _gradients(lm, rows, trainable, config, sums, advance, prefixes)
-    norm = torch.nn.utils.clip_grad_norm_(trainable.parameters(), config.max_grad_norm)
+        mine = own_share(rows, through(rows, prefixes))
+        loss, auxiliary = _gradients(lm, mine, trainable, config, sums, advance, prefixes)
+    parameters = trainable.parameters()
+    add_up(parameters, loss, auxiliary)
+    advance(len(rows) - len(mine))
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
     sums.loss, sums.auxiliary = float(loss), float(auxiliary)
     return sums, float(norm)
