@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from method_world import World, context, world
 
 from bench.engines.hf import HFEngine
-from bench.method import Diagnosis, DiagnosisOptions, Section
+from bench.method import Context, Diagnosis, DiagnosisOptions, Section
 from bench.types import LabeledSplit
 from methods.dep import Dep, influence
 from methods.dep.diagnosis import autoencoder, diagnose, nearest_words, spread
