@@ -169,7 +169,7 @@ class _Watch:
     """A thread that ends this process when another one fails: what waits for others in a library hears of nothing."""
 
     def __init__(self, rank: int) -> None:
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
         # A connection of its own: the group's own may be held up for as long as somebody waits on it.
         client = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False)

@@ -134,6 +134,7 @@ def _fit(
                 "seconds": meter.seconds.get("fit", 0.0) - fitted + before,
                 "embed_seconds": meter.seconds.get("embed", 0.0) - embedded,
                 "peak_memory": ctx.engine.peak_memory() or peak_rss(),
+                **({"processes": distributed.size()} if distributed.size() > 1 else {}),
                 **told,
             }
             temporary = folder.with_name(f"{folder.name}.part")

@@ -74,7 +74,7 @@ class _TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         # Whatever an earlier process told beyond the step that training goes on from is dropped by the reader.
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1, flush_secs=10)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1, flush_secs=10)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

@@ -34,8 +34,9 @@ class Trainable(Protocol):
 
     Random numbers come from torch's generators of the CPU and of the model's device alone: these are kept with the
     state of training. Where several processes train, gradients are summed over them; buffers that change while training
-    are not, and those of the main process count. A Trainable that changes nothing inside the model may say so with an attribute
-    `constant_prefix = True`: what stands before a row's first slot is then computed once (see `bench.training.prefix`).
+    are not, and those of the main process count. A Trainable that changes nothing inside the model may say so with an
+    attribute `constant_prefix = True`: what stands before a row's first slot is then computed once (see
+    `bench.training.prefix`).
     """
 
     def parameters(self) -> list[torch.nn.Parameter]: ...

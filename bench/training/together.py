@@ -88,7 +88,7 @@ def add_up(parameters: Sequence[torch.nn.Parameter], *totals: torch.Tensor) -> N
     parts = [flat(tensor) for tensor in (*gradients, given, *totals)]
     together = torch.cat(parts)
     distributed.add_up(together)
-    *found, counts, sums = together.split([*(p.numel() for p in parameters), len(parameters), len(totals)])
+    *found, counts, sums = torch.split(together, [*(p.numel() for p in parameters), len(parameters), len(totals)])
     for parameter, gradient, count in zip(parameters, found, counts.tolist(), strict=True):
         if count:
             parameter.grad = gradient.to(parameter.device).view_as(parameter)
