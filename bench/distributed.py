@@ -188,11 +188,16 @@ class _Watch:
         """Called at the end of the process; does not come back in time where the main process speaks."""
         if self._rank == 0:
             self.stop()
-            self._set(_ENDED, line)
+            self._end(line)
             return
         self._set(_FAILED, line)
         time.sleep(_TOLD)
         print(line, file=sys.stderr, flush=True)
+
+    def _end(self, line: str) -> None:
+        """Ends the others; this process may hold the store that they look at, so it goes last."""
+        self._set(_ENDED, line)
+        time.sleep(2 * _LOOK)
 
     def _set(self, key: str, line: str) -> None:
         try:
@@ -214,8 +219,8 @@ class _Watch:
         if self._done.wait(_GRACE):
             return
         if self._rank == 0:
-            print(line, file=sys.stderr, flush=True)
-            self._set(_ENDED, line)
+            print(f"\n{line}", file=sys.stderr, flush=True)  # a progress bar may stand on the line
+            self._end(line)
         os._exit(2)  # the other thread may wait for ever; all that is on disk outlives a kill
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bench.encoders import Encoder
     from bench.engines.base import Engine
 
-HARNESS_VERSION = "1"
+HARNESS_VERSION = "2"
 """Part of every key: raise it when a change to shared code (prompts, retrieval, training) changes outputs."""
 
 FINAL_STAGE = "generate"
