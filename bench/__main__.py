@@ -52,10 +52,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    line = " ".join(line.split("\n"))
-    if distributed.rank() == 0:
-        print(line, file=sys.stderr, flush=True)
-    distributed.fail(line)
+    distributed.fail(" ".join(line.split("\n")))
     return code
 
 

@@ -80,10 +80,12 @@ def leave() -> None:
 
 
 def fail(line: str) -> None:
-    """Has all processes end because this one does, with `line` as its error, which the main process has printed."""
+    """Prints `line`, the error with which this process ends, and has all others end: one of them prints, and once."""
     global _group
     group, _group = _group, None
-    if group is not None:
+    if group is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
         group.watch.fail(line)
 
 
@@ -185,9 +187,10 @@ class _Watch:
         self._thread.join()
 
     def fail(self, line: str) -> None:
-        """Called at the end of the process; does not come back in time where the main process speaks."""
+        """Called at the end of the process, which comes before this does where another one's line is printed."""
         if self._rank == 0:
             self.stop()
+            print(line, file=sys.stderr, flush=True)
             self._end(line)
             return
         self._set(_FAILED, line)
