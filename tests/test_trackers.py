@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cli_world import FAKE, call
-from test_training import Table, rows_of
+from test_training_loop import Table, rows_of
 from test_training_resume import Noisy, Stopped
 from tiny_engine import engine_of, lively_model, one_thread
 

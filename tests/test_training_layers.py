@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from method_world import context, world
-from test_training import Table, rows_of
+from test_training_loop import Table, rows_of
 from test_training_prefix import Constant, row
 from tiny_engine import engine_of, lively_model, one_thread
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import Table, naive_loss
+from test_training_loop import Table, naive_loss
 from tiny_engine import FAMILIES, engine_of, lively_model, one_thread
 
 from bench.engines.base import LanguageModel

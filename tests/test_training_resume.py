@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from method_world import World, context, world
-from test_training import Table, rows_of
+from test_training_loop import Table, rows_of
 from test_training_prefix import row
 from tiny_engine import engine_of, lively_model, one_thread
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from method_world import context, world
 from nltk.stem.porter import PorterStemmer
-from test_training import Table, rows_of
+from test_training_loop import Table, rows_of
 from tiny_engine import ask, engine_of, lively_model, one_thread
 
 from bench.engines.fake import FakeEngine

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from test_training import Table, rows_of
+from test_training_loop import Table, rows_of
 from test_training_resume import Noisy, Stopped
 from tiny_engine import engine_of
 
