@@ -1,9 +1,10 @@
 """What DEP's model card says that only DEP knows."""
 
 WEIGHTS = """An autoencoder over text embeddings and, for each kind of soft token, a projector from its code to the
-width of the language model, with the token that stands for "no peers". They are the same for all users: no embedding of
-any text is among them, and what is written for a user comes from the reviews given at that time. Language model and
-encoder are not in the folder; they load apart."""
+width of the language model, with the token that stands for "no peers". They are the same for all users. Of embeddings
+they hold two means alone, those of all history vectors and of all difference vectors of the training rows; what is
+written for a user comes from the reviews given at that time. Language model and encoder are not in the folder; they load
+apart."""
 
 USE = """```python
 import methods.dep
