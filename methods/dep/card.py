@@ -3,8 +3,8 @@
 WEIGHTS = """An autoencoder over text embeddings and, for each kind of soft token, a projector from its code to the
 width of the language model, with the token that stands for "no peers". They are the same for all users. Of embeddings
 they hold two means alone, those of all history vectors and of all difference vectors of the training rows; what is
-written for a user comes from the reviews given at that time. Language model and encoder are not in the folder; they load
-apart."""
+written for a user comes from the reviews given at that time. Language model and encoder are not in the folder; they
+load apart."""
 
 USE = """```python
 import methods.dep
