@@ -18,7 +18,7 @@ from methods.dep.controls import controls
 from methods.dep.pairs import Floats
 from methods.dep.prompting import (
     Prepared,
-    fitted_prompts,
+    messages,
     prepare,
     slot_lengths,
     slot_names,
@@ -63,7 +63,7 @@ class Dep(Method):
         return diagnose(self, split, ctx, options)
 
     def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
-        return fitted_prompts([example], self.config, ctx)[0][0].messages
+        return messages(example, self.config, ctx)
 
     def prepare(self, examples: Sequence[Example], ctx: Context) -> list[Prepared]:
         """Prompts, and the vectors behind their soft slots."""
@@ -79,11 +79,7 @@ class Dep(Method):
 
     def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan:
         examples = latest_targets(train, self.config.targets_per_user)
-
-        def prompt(example: Example) -> Sequence[Message]:
-            return fitted_prompts([example], self.config, ctx)[0][0].messages
-
-        tokens = planned_tokens(examples, train.references, prompt, ctx)
+        tokens = planned_tokens(examples, train.references, lambda e: messages(e, self.config, ctx), ctx)
         smaller = "--train-limit, --set dep.epochs=1, --set dep.n_history=4, --set dep.max_peers=8, "
         smaller += "--set dep.weighting=uniform"
         missing = ctx.encoder.missing(texts_behind(examples, self.config, ctx))
@@ -135,9 +131,9 @@ class Dep(Method):
         """Training rows of a split, at most `most`, and what stands behind their soft slots."""
         examples = latest_targets(split, self.config.targets_per_user, most)
         prepared = self.prepare(examples, ctx)
-        messages = [p.prompt.messages for p in prepared]
+        prompts = [p.prompt.messages for p in prepared]
         lengths = [slot_lengths(self.config, p.slots) for p in prepared]
-        rows = build_rows(lm, examples, messages, split.references, self.config.max_target_tokens, lengths)
+        rows = build_rows(lm, examples, prompts, split.references, self.config.max_target_tokens, lengths)
         return rows, prepared
 
     def _new_module(self, lm: LanguageModel, inputs: Sequence[Prepared], size: int) -> DepModule:

@@ -61,52 +61,66 @@ def _fitted(example: Example, shown: Sequence[Document], slots: int, config: Dep
     return fit_prompt(build, example, shown, ctx)
 
 
-def fitted_prompts(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[tuple[Fitted, int]]:
-    """Each example's prompt and how many of its reviews have soft slots. Embeds nothing but for dense retrieval."""
+@dataclass(frozen=True)
+class _Chosen:
+    """What an example shows, and whose reviews are behind its soft slots."""
+
+    shown: Sequence[Document]
+    """Newest first, as long as the prompt has room."""
+    source: Example
+    """The example, or one with a stranger's history."""
+    behind: Sequence[Document]
+    """Reviews with vectors, newest first; the i-th stands beside the i-th that is shown."""
+
+
+def _choose(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[_Chosen]:
     if config.mode == "paper":
         shown = [paper_history(e)[: config.n_history] for e in examples]
-        behind = [len(paper_reviews(e, ctx.population, config.n_history)) for e in examples]
+    elif config.selection == "recent":
+        shown = [newest_first(e.history)[: config.n_history] for e in examples]
     else:
-        shown = _selected(examples, config, ctx)
-        behind = [len(documents) for documents in shown]
-    if config.shuffle == "vectors":
-        behind = [len(_donated(e, n, config, ctx)) for e, n in zip(examples, behind, strict=True)]
-    prompts = [_fitted(e, s, n, config, ctx) for e, s, n in zip(examples, shown, behind, strict=True)]
-    return [(p, min(n, len(p.documents))) for p, n in zip(prompts, behind, strict=True)]
+        shown = retrieve(examples, config.n_history, config.retriever, ctx)
+    return [_beside(e, documents, config, ctx) for e, documents in zip(examples, shown, strict=True)]
 
 
-def _selected(examples: Sequence[Example], config: DepConfig, ctx: Context) -> list[list[Document]]:
-    if config.selection == "recent":
-        return [newest_first(e.history)[: config.n_history] for e in examples]
-    return retrieve(examples, config.n_history, config.retriever, ctx)
+def _beside(example: Example, shown: Sequence[Document], config: DepConfig, ctx: Context) -> _Chosen:
+    strange = config.shuffle == "vectors"
+    source = _donor(example, config, ctx) if strange else example
+    if config.mode == "paper":
+        most = len(paper_reviews(example, ctx.population, config.n_history)) if strange else config.n_history
+        return _Chosen(shown, source, paper_reviews(source, ctx.population, most))
+    return _Chosen(shown, source, newest_first(source.history)[: len(shown)] if strange else shown)
+
+
+def _prompts(
+    examples: Sequence[Example], chosen: Sequence[_Chosen], config: DepConfig, ctx: Context
+) -> list[tuple[Fitted, int]]:
+    """Each example's prompt and how many of its reviews have soft slots."""
+    fitted = [_fitted(e, c.shown, len(c.behind), config, ctx) for e, c in zip(examples, chosen, strict=True)]
+    return [(p, min(len(c.behind), len(p.documents))) for p, c in zip(fitted, chosen, strict=True)]
+
+
+def messages(example: Example, config: DepConfig, ctx: Context) -> tuple[Message, ...]:
+    """The prompt of an example. Embeds nothing but for dense retrieval."""
+    ((prompt, _),) = _prompts([example], _choose([example], config, ctx), config, ctx)
+    return prompt.messages
 
 
 def prepare(examples: Sequence[Example], config: DepConfig, ctx: Context, encode: Encode) -> list[Prepared]:
     """Prompts and vectors of examples. Vectors are of whole texts, even where a prompt shortened them."""
-    prompts = fitted_prompts(examples, config, ctx)
+    chosen = _choose(examples, config, ctx)
+    prompts = _prompts(examples, chosen, config, ctx)
+    sources = [c.source for c in chosen]
     if config.mode == "paper":
-        sources = examples if config.shuffle != "vectors" else [_donor(e, config, ctx) for e in examples]
         vectors = paper_vectors(sources, ctx.population, config, encode)
-    elif config.shuffle == "vectors":
-        donors = [_donor(e, config, ctx) for e in examples]
-        chosen = [newest_first(d.history)[:slots] for d, (_, slots) in zip(donors, prompts, strict=True)]
-        vectors = review_vectors(donors, chosen, ctx.population, config, encode, seed=ctx.seed)
     else:
-        # The documents of a prompt may be shortened copies: their whole texts come first in what was selected.
-        whole = _selected(examples, config, ctx)
-        chosen = [documents[:slots] for documents, (_, slots) in zip(whole, prompts, strict=True)]
-        vectors = review_vectors(examples, chosen, ctx.population, config, encode, seed=ctx.seed)
+        # The documents of a prompt may be shortened copies: their whole texts come first in what was chosen.
+        whole = [c.behind[:slots] for c, (_, slots) in zip(chosen, prompts, strict=True)]
+        vectors = review_vectors(sources, whole, ctx.population, config, encode, seed=ctx.seed)
     return [Prepared(p, slots, v) for (p, slots), v in zip(prompts, vectors, strict=True)]
 
 
 # -- controls ---------------------------------------------------------------------------------------------------------
-
-
-def _donated(example: Example, wanted: int, config: DepConfig, ctx: Context) -> Sequence[Document]:
-    donor = _donor(example, config, ctx)
-    if config.mode == "paper":
-        return paper_reviews(donor, ctx.population, wanted)
-    return newest_first(donor.history)[:wanted]
 
 
 def _donor(example: Example, config: DepConfig, ctx: Context) -> Example:
