@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from bench.card import DIAGNOSIS
 from bench.errors import UsageError
 from bench.files import check_writable, pretty_json, write_atomic
 from bench.keys import canonical_json, difference
@@ -19,7 +20,6 @@ from bench.reopen import check_dataset, complete_run, config_of, fit_folder, met
 from bench.runner import MethodRun, say
 from bench.store import StoredRun
 
-FILE = "diagnosis.json"
 _METRICS = ("rouge1", "meteor")
 """Given to the plan because it wants some; which are used is the method's choice."""
 
@@ -45,7 +45,7 @@ def diagnose(path: Path, limit: int | None, options: DiagnosisOptions, out: Path
     say(f"{run.title}: diagnosing on {len(split)} examples")
     sections = method_run.method.diagnose(split, ctx, options)
     told = _told(run, plan, len(split), options, [asdict(section) for section in sections])
-    _write(told, path / FILE)
+    _write(told, path / DIAGNOSIS)
     if out is not None:
         _write(told, out)
     return told

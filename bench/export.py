@@ -22,18 +22,14 @@ from bench.config import build
 from bench.errors import UsageError, first_line
 from bench.files import file_digest, pretty_json, read_object, write_atomic
 from bench.fits import FIT_FILE
+from bench.method import EXPORT_CONFIG, EXPORT_FORMAT, EXPORT_SECTION, Method
 from bench.reopen import complete_run, fit_folder
 from bench.store import MANIFEST, PLAN, StoredRun
 from bench.training.log import JOURNAL
 
-CONFIG = "config.json"
-FORMAT = 1
-"""Of `config.json`: raised when a reader of the old one would go wrong."""
-SECTION = "bench"
-"""Under which `config.json` holds what is not the method's own."""
 _PARTS = ("method", "engine", "batching", "encoder", "sampling", "prompt", "seed", "code")
 """Of a run's description: what is needed to write as it did."""
-_NOT_SAVED = (FIT_FILE, JOURNAL, CONFIG, CARD)
+_NOT_SAVED = (FIT_FILE, JOURNAL, EXPORT_CONFIG, CARD)
 """Files of a fit's folder that are not taken over as they are: told in the card, or written anew."""
 _SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt")
 """What an export takes over: nothing that could run code when it is opened."""
@@ -56,23 +52,23 @@ def export(path: Path, folder: Path, license_: str | None = None, language: str 
     _check_free(folder)
     files = _saved(fitted)
     config = _config(run, fitted, files)
-    told = _method(run, config).card()
-    card = model_card(run, config[SECTION], told, license_, language)
+    told = _method(run).card()
+    card = model_card(run, config[EXPORT_SECTION], told, license_, language)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         made = Path(temporary) / "export"
         for name in files:
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(fitted / name, made / name)
-        write_atomic(made / CONFIG, pretty_json(config))
+        write_atomic(made / EXPORT_CONFIG, pretty_json(config))
         write_atomic(made / CARD, card)
         if folder.exists():
             folder.rmdir()
         made.replace(folder)
-    return sorted([*files, CONFIG, CARD])
+    return sorted([*files, EXPORT_CONFIG, CARD])
 
 
-def _method(run: StoredRun, config: Mapping[str, Any]) -> Any:
+def _method(run: StoredRun) -> Method:
     """The method of a run, unfitted. Raises UsageError where it is not installed or its knobs have changed."""
     cls = method_class(run.method)
     return cls(build(cls.Config, run.description["method"]["config"], f"{run.path / MANIFEST}: {run.method}"))
@@ -133,16 +129,18 @@ def _check_file(path: Path) -> None:
 
 
 def _config(run: StoredRun, fitted: Path, files: Mapping[str, str]) -> dict[str, Any]:
-    own = read_object(fitted / CONFIG) if (fitted / CONFIG).is_file() else {}
-    if SECTION in own:
-        raise UsageError(f"{fitted / CONFIG} has a key {SECTION!r}, which an export needs; call it otherwise")
+    own = read_object(fitted / EXPORT_CONFIG) if (fitted / EXPORT_CONFIG).is_file() else {}
+    if EXPORT_SECTION in own:
+        raise UsageError(
+            f"{fitted / EXPORT_CONFIG} has a key {EXPORT_SECTION!r}, which an export needs; call it otherwise"
+        )
     about: Any = run.plan.get("about")
     if not isinstance(about, dict) or "data" not in about:
         raise UsageError(f"{run.path / PLAN} does not say what the data were; start over with --existing overwrite")
     description, fit = run.description, run.manifest["fit"]
     provenance = run.manifest.get("provenance") or {}
     section = {
-        "format": FORMAT,
+        "format": EXPORT_FORMAT,
         **{part: description.get(part) for part in _PARTS},
         "packages": provenance.get("packages", {}),
         "python": provenance.get("python"),
@@ -157,7 +155,7 @@ def _config(run: StoredRun, fitted: Path, files: Mapping[str, str]) -> dict[str,
         "files": dict(files),
         "weights": _weights(fitted, files),
     }
-    config: dict[str, Any] = public({**own, SECTION: section})
+    config: dict[str, Any] = public({**own, EXPORT_SECTION: section})
     return config
 
 

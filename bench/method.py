@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 HARNESS_VERSION = "2"
 """Part of every key: raise it when a change to shared code (prompts, retrieval, training) changes outputs."""
 
+EXPORT_CONFIG, EXPORT_SECTION, EXPORT_FORMAT = "config.json", "bench", 1
+"""Of an export: its file of settings, the key in it for what is not the method's own, and the format of that, which
+is raised when a reader of the old one would go wrong."""
+
 FINAL_STAGE = "generate"
 """The stage whose text is the method's answer."""
 

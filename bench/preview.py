@@ -12,7 +12,7 @@ from bench.engines.fake import FakeConfig, FakeEngine
 from bench.meter import Meter
 from bench.method import Context, Method
 from bench.plan import Plan, asks_model
-from bench.types import SLOT_CLOSE, SLOT_OPEN, Capability, Example, Message
+from bench.types import Capability, Example, Message, readable_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,4 +159,4 @@ def _stand_in() -> Encoder:
 def _readable(messages: Sequence[Message]) -> str:
     """Messages as text, soft slots as ⟦name⟧."""
     text = "\n".join(f"[{message.role}]\n{message.content}" for message in messages)
-    return "\n".join("   | " + line for line in text.replace(SLOT_OPEN, "⟦").replace(SLOT_CLOSE, "⟧").splitlines())
+    return "\n".join("   | " + line for line in readable_slots(text).splitlines())

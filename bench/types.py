@@ -194,3 +194,8 @@ SLOT_OPEN, SLOT_CLOSE = "\ue000", "\ue001"
 def slot(name: str) -> str:
     """The placeholder to put into a message where the soft vectors called `name` go."""
     return f"{SLOT_OPEN}{name}{SLOT_CLOSE}"
+
+
+def readable_slots(text: str) -> str:
+    """A text for people, its soft slots as ⟦name⟧."""
+    return text.replace(SLOT_OPEN, "⟦").replace(SLOT_CLOSE, "⟧")

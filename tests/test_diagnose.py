@@ -12,8 +12,9 @@ from cli_world import call
 from export_world import make_runs, tiny_parts
 from tiny_engine import one_thread
 
+from bench.card import DIAGNOSIS
 from bench.config import build
-from bench.diagnose import FILE, as_text, diagnose
+from bench.diagnose import as_text, diagnose
 from bench.errors import UsageError
 from bench.method import DiagnosisOptions
 from bench.plan import RunConfig, make_plan
@@ -75,7 +76,11 @@ def test_every_section_is_told_and_stored_beside_the_run_without_training(
     assert told["dataset"]["examples"] == 2
     assert told["options"] == {"generate": 0, "probe_users": 0}
     assert told["run"]["key"] == copy.key
-    assert json.loads((copy.path / FILE).read_text()) == told == json.loads((tmp_path / "more" / "d.json").read_text())
+    assert (
+        json.loads((copy.path / DIAGNOSIS).read_text())
+        == told
+        == json.loads((tmp_path / "more" / "d.json").read_text())
+    )
     assert copy.damage() is None
     code, text, _ = call(["diagnose", copy.path, *QUICK], capsys)
     assert code == 0
@@ -119,7 +124,7 @@ def test_the_command_that_makes_a_lost_fit_is_told_and_nothing_is_fitted(
     assert line[-2:] == ["--existing", "overwrite"]
     assert str(copy.path.parents[2]) in line
     assert not folder.exists()
-    assert not (copy.path / FILE).exists()
+    assert not (copy.path / DIAGNOSIS).exists()
 
 
 def test_what_is_no_fitted_run_is_refused_in_one_line(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,6 +82,15 @@ class Engine(ABC):
     @abstractmethod
     def run(self, batch: Sequence[Request]) -> BatchResult:
         """Generations for one batch. A request that cannot be served comes back with its error, not as an exception."""
+
+    def answers(self, requests: Sequence[Request], progress: Callable[[int], object] | None = None) -> list[Generation]:
+        """Generations in the order of `requests`, batch by batch as planned; `progress` is told how many are done."""
+        found: dict[int, Generation] = {}
+        for batch in self.plan(requests):
+            found |= zip(batch, self.run([requests[i] for i in batch]).generations, strict=True)
+            if progress is not None:
+                progress(len(batch))
+        return [found[i] for i in range(len(requests))]
 
     def speed(self) -> Speed | None:
         """Rates measured while warming up, or None where they mean nothing."""

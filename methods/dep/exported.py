@@ -11,13 +11,11 @@ from pydantic import BaseModel, ValidationError
 from bench.config import build
 from bench.errors import UsageError
 from bench.files import file_digest, read_object
+from bench.method import EXPORT_CONFIG, EXPORT_FORMAT, EXPORT_SECTION
 from bench.types import Field, Sampling, Task
 from methods.dep.config import DepConfig
 
-CONFIG = "config.json"
 ADAPTER = "adapter.safetensors"
-FORMAT = 1
-"""Of `config.json`, as `python -m bench export` writes it."""
 _HOW = "make one with: python -m bench export RUN DIR"
 
 
@@ -74,7 +72,7 @@ class Exported(BaseModel):
     @property
     def knobs(self) -> DepConfig:
         """The method's config. Raises UsageError for a knob that is no longer there."""
-        return build(DepConfig, self.method.config, f"{CONFIG}: dep")
+        return build(DepConfig, self.method.config, f"{EXPORT_CONFIG}: dep")
 
     @property
     def harness_task(self) -> Task:
@@ -88,25 +86,28 @@ def read_export(path: Path, version: str) -> Exported:
     Raises UsageError for what is no export of a DEP, for one that is damaged, and for a control. Warns where another
     version of the method made it.
     """
-    if not (path / CONFIG).is_file():
+    if not (path / EXPORT_CONFIG).is_file():
         raise UsageError(f"{path} is no export of a DEP; {_HOW}")
-    config = read_object(path / CONFIG)
-    section = config.get("bench")
+    config = read_object(path / EXPORT_CONFIG)
+    section = config.get(EXPORT_SECTION)
     method = section.get("method") if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(method, dict):
-        raise UsageError(f"{path / CONFIG} is not of an export; {_HOW}")
+        raise UsageError(f"{path / EXPORT_CONFIG} is not of an export; {_HOW}")
     if method.get("name") != "dep":
         raise UsageError(f"{path} holds a {method.get('name')!r}, not a DEP; its model card says how to load it")
-    if section.get("format") != FORMAT:
+    if section.get("format") != EXPORT_FORMAT:
         raise UsageError(
-            f"{path / CONFIG} has format {section.get('format')}, this dep-bench reads {FORMAT}; export anew"
+            f"{path / EXPORT_CONFIG} has format {section.get('format')}, this dep-bench reads {EXPORT_FORMAT}; "
+            "export anew"
         )
     sizes = {key: config.get(key) for key in ("embedding_size", "hidden_size")}
     try:
         told = Exported.model_validate({**section, **sizes})
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UsageError(f"{path / CONFIG} is damaged (at {where}); copy the folder or export it again") from error
+        raise UsageError(
+            f"{path / EXPORT_CONFIG} is damaged (at {where}); copy the folder or export it again"
+        ) from error
     _check_files(path, told)
     if told.knobs.shuffle != "none":
         raise UsageError(f"{path} is a control (shuffle = {told.knobs.shuffle}): it reads other users' reviews")

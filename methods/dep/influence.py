@@ -219,13 +219,7 @@ def generated_rows(
 
 def engine_texts(ctx: Context, requests: Sequence[Request], progress: Callable[[int], object]) -> list[str | None]:
     """What the engine writes for requests, in their order; None where it failed."""
-    texts: list[str | None] = [None] * len(requests)
-    for batch in ctx.engine.plan(requests):
-        result = ctx.engine.run([requests[i] for i in batch])
-        for i, generation in zip(batch, result.generations, strict=True):
-            texts[i] = None if generation.error else generation.text
-        progress(len(batch))
-    return texts
+    return [None if answer.error else answer.text for answer in ctx.engine.answers(requests, progress)]
 
 
 def with_tokens(request: Request, names: Sequence[Sequence[str]], tokens: torch.Tensor) -> Request:

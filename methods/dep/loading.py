@@ -18,10 +18,10 @@ from bench.encoders import Encoder
 from bench.engines.hf import HFConfig, HFEngine, choose_device
 from bench.errors import UsageError, first_line
 from bench.meter import Meter
-from bench.method import Context
-from bench.types import SLOT_CLOSE, SLOT_OPEN, Message, Request
+from bench.method import EXPORT_CONFIG, Context
+from bench.types import Message, Request, readable_slots
 from bench.weights import ModelKind, Source
-from methods.dep.exported import ADAPTER, CONFIG, Exported, read_export
+from methods.dep.exported import ADAPTER, Exported, read_export
 from methods.dep.inputs import Case, make_case
 from methods.dep.method import Dep
 from methods.dep.prompting import slot_names
@@ -111,7 +111,9 @@ def load(
     try:
         method.load(path, ctx)
     except (KeyError, RuntimeError) as error:
-        raise UsageError(f"{path / ADAPTER} does not fit {CONFIG} ({first_line(error)}); export it again") from error
+        raise UsageError(
+            f"{path / ADAPTER} does not fit {EXPORT_CONFIG} ({first_line(error)}); export it again"
+        ) from error
     return Writer(method, ctx)
 
 
@@ -157,22 +159,17 @@ class Writer:
                 norms[name.partition(" ")[0]] = _norm(soft[name])
             peers_known = index < prepared.slots and bool(prepared.vectors.has_peers[index])
             shown.append(Shown(str(document.fields["item_title"]), document.text, peers_known, norms))
-        messages = tuple(Message(m.role, _readable(m.content)) for m in prepared.prompt.messages)
+        messages = tuple(Message(m.role, readable_slots(m.content)) for m in prepared.prompt.messages)
         return Explanation(messages, tuple(shown), prepared.prompt.tokens)
 
     def _write(self, cases: Sequence[Case], options: Mapping[str, Any]) -> list[str]:
         chosen = build(Options, options, "options")
         requests = [self._request(case, chosen) for case in cases]
-        texts = [""] * len(requests)
-        for batch in self.ctx.engine.plan(requests):
-            result = self.ctx.engine.run([requests[i] for i in batch])
-            for i, generation in zip(batch, result.generations, strict=True):
-                if generation.error:
-                    raise UsageError(
-                        f"text {i} could not be written: {generation.error}; give fewer or shorter reviews"
-                    )
-                texts[i] = self.method.parse(cases[i].example, generation.text)
-        return texts
+        answers = self.ctx.engine.answers(requests)
+        for i, answer in enumerate(answers):
+            if answer.error:
+                raise UsageError(f"text {i} could not be written: {answer.error}; give fewer or shorter reviews")
+        return [self.method.parse(case.example, a.text) for case, a in zip(cases, answers, strict=True)]
 
     def _request(self, case: Case, options: Options) -> Request:
         return self.method.requests([case.example], self._context(case, options))[0]
@@ -197,10 +194,6 @@ def _norm(matrix: Any) -> float:
 
     rows = np.asarray(matrix)
     return float(np.linalg.norm(rows[len(rows) // 2]))
-
-
-def _readable(text: str) -> str:
-    return text.replace(SLOT_OPEN, "⟦").replace(SLOT_CLOSE, "⟧")
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
