@@ -75,8 +75,8 @@ class DepConfig(TrainingConfig):
     projector: Literal["mlp", "linear"] = "mlp"
     """From a code to a soft token: Linear, GELU, Linear; or one Linear."""
     calibrate: bool = True
-    """Start soft tokens at the size of the model's own embeddings and apart from each other: vectors centred, biases
-    zero, codes and tokens scaled. Otherwise as initialised, where all users start with nearly one token."""
+    """Start soft tokens at the size of the model's own embeddings and apart from each other: vectors centred, codes and
+    tokens scaled. Otherwise as initialised, where they are far smaller and much alike."""
     layout: Literal["turns", "message"] = "turns"
     """turns: past reviews are turns of a chat; message: everything stands in one message, the item first, as in the
     public code."""

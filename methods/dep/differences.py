@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from bench.data.arrays import Ints, PopulationArrays
+from bench.data.arrays import Ints, PopulationArrays, expand
 from bench.data.population import Population
 from bench.types import Document, Example
 from methods.dep.config import DepConfig, Weighting
@@ -143,16 +143,19 @@ class Work:
         """Weighted means (reviews, d) of peers' vectors, each summed in its peers' order: company changes no bit."""
         import torch
 
-        bounds = np.concatenate([[0], np.cumsum(self.pairs.counts(len(self.reviews)))])
-        peers = torch.from_numpy(encoded.rows[self.arrays.text[self.pairs.peer]])
-        found: Floats = torch.nn.functional.embedding_bag(
-            peers,
+        counts = self.pairs.counts(len(self.reviews))
+        order = np.argsort(self.reviews.item, kind="stable")  # peers of an item, once read, are near at hand
+        _, places = expand((np.cumsum(counts) - counts)[order], counts[order])
+        sums = torch.nn.functional.embedding_bag(
+            torch.from_numpy(encoded.rows[self.arrays.text[self.pairs.peer[places]]]),
             torch.from_numpy(encoded.vectors),
-            torch.from_numpy(bounds),
+            torch.from_numpy(np.concatenate([[0], np.cumsum(counts[order])])),
             mode="sum",
-            per_sample_weights=torch.from_numpy(self._weights(encoded)),
+            per_sample_weights=torch.from_numpy(self._weights(encoded)[places]),
             include_last_offset=True,
-        ).numpy()
+        )
+        found = np.empty(tuple(sums.shape), np.float32)
+        found[order] = sums.numpy()
         return found
 
     def _weights(self, encoded: Encoded) -> Floats:

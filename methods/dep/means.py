@@ -14,10 +14,10 @@ from methods.dep.pairs import Bools, Encoded, Floats, Pairs, Reviews, Texts
 
 _ZERO = np.float32(1e-6)
 """Distances between mean vectors below this are rounding."""
-_TIMELINES = 256
-"""Users whose sums are held at once: they stay in the processor's cache."""
+_BLOCK = 8
+"""Texts that are summed at once on the way to a mean."""
 _ROWS = 1024
-"""Distances that each thread computes at once, for the same reason."""
+"""Distances that each thread computes at once: their vectors stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,8 @@ def distances(timelines: Timelines, meetings: Meetings, places: Ints, encoded: E
     signs = torch.tensor([[1.0, -1.0]]).expand(size, 2).contiguous()
     for start in range(0, len(ends), size):
         block = indices[start : start + size]
-        apart = embedding_bag(block, table, mode="sum", per_sample_weights=signs[: len(block)]).numpy()
-        np.einsum("ij,ij->i", apart, apart, out=found[start : start + size])
-    np.sqrt(found, out=found)
+        apart = embedding_bag(block, table, mode="sum", per_sample_weights=signs[: len(block)])
+        found[start : start + size] = torch.linalg.vector_norm(apart, dim=1).numpy()
     found[found < _ZERO] = 0
     return found
 
@@ -179,23 +178,41 @@ def _spans(timelines: Timelines, places: Ints) -> tuple[Ints, Ints, Ints]:
 def prefix_means(timelines: Timelines, places: Ints, encoded: Encoded) -> Floats:
     """Mean vectors (places + 1, d) of the texts up to each place, and a row of zeros.
 
-    Sums are in float64 and in order of time for each user alone, so that company changes no bit.
+    A timeline's texts are summed in blocks counted from its start. A mean is made of the blocks before its place and of
+    the texts since the last of them, so it depends on those texts and their order alone: company changes no bit.
     """
-    means = np.zeros((len(places) + 1, encoded.vectors.shape[1]), np.float32)
     first, reach, owner = _spans(timelines, places)
-    steps = places - first[owner]
-    order = np.argsort(-reach, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    for start in range(0, len(order), _TIMELINES):
-        lines = order[start : start + _TIMELINES]
-        inside = np.flatnonzero((rank[owner] >= start) & (rank[owner] < start + _TIMELINES))
-        inside = inside[np.argsort(steps[inside], kind="stable")]
-        stops = np.searchsorted(steps[inside], np.arange(reach[lines[0]] + 1))
-        alive = len(lines) - np.searchsorted(np.sort(reach[lines]), np.arange(reach[lines[0]]), side="right")
-        sums = np.zeros((len(lines), means.shape[1]))
-        for step, count in enumerate(alive.tolist()):
-            sums[:count] += encoded[timelines.texts[first[lines[:count]] + step]]
-            asked = inside[stops[step] : stops[step + 1]]
-            means[asked] = sums[rank[owner[asked]] - start] / (step + 1)
+    blocks, since = np.divmod(places - first[owner] + 1, _BLOCK)
+    sums, begin = _sums_of_blocks(timelines, first, reach // _BLOCK, encoded)
+    means = _sums(timelines, np.append(places - since + 1, 0), np.append(since, 0), encoded)
+    means[:-1] += sums[begin[owner] + blocks]
+    means[:-1] /= (blocks * _BLOCK + since).astype(np.float32)[:, None]
     return means
+
+
+def _sums_of_blocks(timelines: Timelines, first: Ints, full: Ints, encoded: Encoded) -> tuple[Floats, Ints]:
+    """Sums (sums, d) of the first 0, 1, ... `full` blocks of timelines that start at `first`, one timeline after
+    another, and the row where each timeline begins. Blocks are added up in float64."""
+    line, number = expand(np.zeros_like(full), full)
+    blocks = _sums(timelines, first[line] + number * _BLOCK, np.full(len(line), _BLOCK), encoded)
+    block, begin = np.cumsum(full) - full, np.cumsum(full + 1) - full - 1
+    sums = np.zeros((len(blocks) + len(full), blocks.shape[1]), np.float32)
+    longest = np.argsort(-full, kind="stable")
+    alive = len(full) - np.searchsorted(np.sort(full), np.arange(full.max(initial=0)), side="right")
+    total = np.zeros((len(full), blocks.shape[1]))
+    for step, count in enumerate(alive.tolist()):
+        lines = longest[:count]
+        total[:count] += blocks[block[lines] + step]
+        sums[begin[lines] + step + 1] = total[:count]
+    return sums, begin
+
+
+def _sums(timelines: Timelines, starts: Ints, counts: Ints, encoded: Encoded) -> Floats:
+    """Sums (len(starts), d) of the texts at `counts` places from each start, in their order."""
+    import torch
+
+    rows = encoded.rows[timelines.texts[expand(starts, counts)[1]]]
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    arrays = (torch.from_numpy(array) for array in (rows, encoded.vectors, bounds))
+    found: Floats = torch.nn.functional.embedding_bag(*arrays, mode="sum", include_last_offset=True).numpy()
+    return found

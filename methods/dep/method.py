@@ -34,7 +34,7 @@ class Dep(Method):
     """How a user differs from peers on the same items, as soft tokens of a frozen model (Qiu et al., EMNLP 2025)."""
 
     name = "dep"
-    version = "3"
+    version = "4"
     Config = DepConfig
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.SOFT_PROMPT, Capability.TRAIN})
     config: DepConfig

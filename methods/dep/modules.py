@@ -24,12 +24,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.kind, self.rho, self.sparsity_weight = config.autoencoder, config.rho, config.sparsity_weight
         self.k = min(config.k, config.latent_size)
-        self.encoder = nn.Linear(size, config.latent_size)
-        self.decoder = nn.Linear(config.latent_size, size)
+        self.encoder = _linear(size, config.latent_size)
+        self.decoder = _linear(config.latent_size, size)
         if self.kind != "paper":
             with torch.no_grad():
                 self.decoder.weight.copy_(self.encoder.weight.T)  # tied at the start, free afterwards
-                self.decoder.bias.zero_()
 
     def encode(self, vectors: Tensor) -> Tensor:
         """(n, size) -> code (n, latent size); sparse and non-negative but for the paper's."""
@@ -77,10 +76,19 @@ def _rms(values: Tensor) -> Tensor:
     return values.pow(2).mean().sqrt().clamp_min(1e-8)
 
 
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A layer as the public code starts it (Xavier uniform, biases zero): torch's own biases would outweigh what a unit
+    vector brings, and all users would start with nearly one token."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def _projector(size: int, hidden: int, kind: str) -> nn.Module:
     if kind == "linear":
-        return nn.Linear(size, hidden)
-    return nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        return _linear(size, hidden)
+    return nn.Sequential(_linear(size, hidden), nn.GELU(), _linear(hidden, hidden))
 
 
 @dataclass(frozen=True)
@@ -132,10 +140,9 @@ class DepModule(nn.Module):
     def calibrate(self, own: Tensor, difference: Tensor, target_rms: float, whole: bool = True) -> None:
         """Starts soft tokens at the size of the model's own embeddings, root mean square `target_rms`, and apart.
 
-        A fresh projector's outputs are several times smaller, and its biases outweigh what a unit vector brings: all
-        users would start with nearly one token, far away from any word. So each kind's vectors are centred at their
-        mean, biases start at zero, and codes reach the projector at unit size. With `whole` false all this stays as it
-        is initialised, as in the public code.
+        A fresh projector's outputs are many times smaller than an embedding, and what all vectors of a kind share would
+        be most of every token. So each kind's vectors are centred at their mean and codes reach the projector at unit
+        size. With `whole` false all this stays as it is initialised, as in the public code.
         """
         with torch.no_grad():
             if whole:
@@ -149,9 +156,6 @@ class DepModule(nn.Module):
         projector = (self.history, self.difference)[kind]
         if projector is None or not len(vectors):
             return
-        for layer in (*projector.modules(), *(self.autoencoder.modules() if self.autoencoder else ())):
-            if isinstance(layer, nn.Linear):
-                layer.bias.zero_()
         self.centre[kind] = vectors.mean(0) if len(vectors) > 1 else 0.0
         code = self.encode(self.centred(vectors, kind))
         self.gain[kind] = 1 / _rms(code)
