@@ -48,7 +48,16 @@ def _registered(kind: str, more: Callable[[Any], dict[str, Any]]) -> list[dict[s
 def _methods() -> list[dict[str, Any]]:
     def more(method: Any) -> dict[str, Any]:
         ablations = {name: [_variant(v) for v in variants] for name, variants in method().ablations().items()}
-        return {"version": method.version, "needs": sorted(method.needs), "ablations": ablations}
+        about = method.about
+        return {
+            "paper": f"{about.paper} {about.year}" if about.year else about.paper,
+            "needs": sorted(method.needs),
+            "trains": about.trains,
+            "LLM calls": [f"{stage.name} {stage.calls}" for stage in about.stages],
+            "version": method.version,
+            "url": about.url,
+            "ablations": ablations,
+        }
 
     return _registered("method", more)
 
@@ -100,7 +109,7 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
     """A table for people: the name, then what fits on a line."""
     from tabulate import tabulate
 
-    hidden = ("config", "version", "file", "source", "filter", "split", "upstream", "revision")
+    hidden = ("config", "version", "file", "source", "filter", "split", "upstream", "revision", "url", "ablations")
     shown = [{key: _cell(value) for key, value in row.items() if key not in hidden} for row in found]
     hints = {
         "models": "Any local folder or hub id (org/name) with safetensors is taken as well.",
@@ -109,8 +118,11 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
         "methods": "Knobs with their meaning, variants of ablations (run --ablate): add --json.",
         "engines": "Knobs with their meaning: add --json.",
     }
-    text: str = tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=60)
+    text: str = tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=_WIDTHS.get(what, 60))
     return f"{text}\n\n{hints[what]}"
+
+
+_WIDTHS: dict[str, list[int]] = {"methods": [14, 40, 22, 12, 22, 24, 24]}
 
 
 def _cell(value: Any) -> str:

@@ -84,6 +84,29 @@ def _total(entry: Entry, key: str) -> float:
     return float(sum(run.totals.get(key) or 0 for run in entry.runs))
 
 
+def stage_totals(entry: Entry, key: str) -> dict[str, float]:
+    """A cost of each stage before the last, summed over the entry's runs; nothing for runs without such stages."""
+    found: dict[str, float] = {}
+    for run in entry.runs:
+        for stage, costs in (run.totals.get("stages") or {}).items():
+            found[stage] = found.get(stage, 0) + float(costs[key])
+    return found
+
+
+def _examples_per_second(entry: Entry) -> float | None:
+    """Over all that a text takes the model: the stages before the last one, too."""
+    elapsed = _total(entry, "wall_seconds") + sum(stage_totals(entry, "wall_seconds").values())
+    return _total(entry, "examples") / elapsed if elapsed > 0 else None
+
+
+def _calls(entry: Entry) -> float | None:
+    """Calls of the model for a text, those for its user shared among the user's texts."""
+    examples = _total(entry, "examples")
+    if not entry.asks_model or not examples:
+        return None
+    return 1 + sum(stage_totals(entry, "calls").values()) / examples
+
+
 def _rate(entry: Entry, amount: str, seconds: str) -> float | None:
     elapsed = _total(entry, seconds)
     return _total(entry, amount) / elapsed if elapsed > 0 else None
@@ -120,7 +143,8 @@ def _decode_rate(entry: Entry) -> float | None:
 
 
 COSTS: dict[str, tuple[str, Callable[[Entry], float | None]]] = {
-    "examples_per_second": ("ex/s", lambda entry: _rate(entry, "examples", "wall_seconds")),
+    "calls_per_example": ("LLM calls", _calls),
+    "examples_per_second": ("ex/s", _examples_per_second),
     "prompt_tokens_per_second": ("prompt tok/s", _token_rate("prompt_tokens", "prefill_seconds")),
     "generated_tokens_per_second": ("generated tok/s", _decode_rate),
     "training_seconds": ("training s", _fit_seconds),

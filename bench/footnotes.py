@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.cells import LEVEL
+from bench.cells import LEVEL, stage_totals
 from bench.comparison import Entry, differing, flatten, own_label, printable, settings, shown
 from bench.estimates import Estimates, Options
 
@@ -26,9 +26,10 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
         verb = "knows" if len(ceilings) == 1 else "know"
         told.append(f"{', '.join(ceilings)} {verb} how the data were made: a ceiling, not ranked.")
     told.append(
-        "ex/s: examples a second while generating; prompt tok/s: reading prompts; generated tok/s: writing; "
-        "- where no model is asked or nothing was measured."
+        "ex/s: examples a second while generating, all stages; prompt tok/s: reading prompts; generated tok/s: "
+        "writing, both in the last stage; - where no model is asked or nothing was measured."
     )
+    told += _stage_notes(entries)
     return [*told, *_knob_notes(entries), *_identity_notes(entries, options)]
 
 
@@ -98,6 +99,22 @@ def _knob_notes(entries: Sequence[Entry]) -> list[str]:
         )
         if told
     ]
+
+
+def _stage_notes(entries: Sequence[Entry]) -> list[str]:
+    """For each row with stages before the last: calls and seconds of each, a text."""
+    told = []
+    for entry in entries:
+        calls, seconds, failed = (stage_totals(entry, key) for key in ("calls", "wall_seconds", "failed"))
+        examples = sum(run.totals["examples"] for run in entry.runs) or 1
+        stages = [
+            f"{printable(stage)} {calls[stage] / examples:.3g} calls and {seconds[stage] / examples:.3g} s"
+            + (f", {failed[stage]:.0f} failed" if failed[stage] else "")
+            for stage in calls
+        ]
+        if stages:
+            told.append(f"{entry.label}: {', '.join(stages)}")
+    return [f"Stages before the last, for each text: {'; '.join(told)}."] if told else []
 
 
 def _full(entry: Entry, entries: Sequence[Entry]) -> Entry | None:

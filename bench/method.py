@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,6 +82,12 @@ class Context:
         seed = request_seed(self.seed, example.id, stage)
         return Request(example.id, stage, tuple(messages), self.sampling, seed, soft or {}, adapter)
 
+    def answering(self, tokens: int) -> Context:
+        """The same for a stage whose answers take at most `tokens`: its prompts leave the model room for them."""
+        room = self.engine.context_length - tokens
+        sampling = replace(self.sampling, max_new_tokens=tokens)
+        return replace(self, sampling=sampling, max_prompt_tokens=min(self.max_prompt_tokens, room))
+
     def generate(self, requests: Sequence[Request], stage: str) -> list[Generation]:
         """Runs an intermediate stage over all examples at once: batched and cached by stage."""
         if self.stage_runner is None:
@@ -141,6 +147,30 @@ class Section:
 Diagnosis = Sequence[Section]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One kind of call of the language model."""
+
+    name: str
+    """As `ctx.generate` and records call it."""
+    calls: str
+    """How many: "1 a target", "1 a user", "up to 8 a target"."""
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a method comes from and what it costs: what `bench list methods` and `docs/methods.md` tell of it."""
+
+    paper: str = ""
+    """First author and where it appeared, without the year."""
+    year: int | None = None
+    url: str = ""
+    trains: str = "nothing"
+    """What `fit` learns."""
+    stages: Sequence[Stage] = field(default=(Stage(FINAL_STAGE, "1 a target"),))
+    """All calls of the model in their order; empty for a method that asks none."""
+
+
 class Method(ABC):
     """One way to write as a user would. The first line of a method's docstring is its line in `bench list methods`."""
 
@@ -151,6 +181,8 @@ class Method(ABC):
     """Every knob, typed, with its default and meaning."""
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT})
     """Checked against engine and dataset before anything loads."""
+    about: ClassVar[About] = About()
+    """Its source and its costs."""
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config = config if config is not None else self.Config()

@@ -12,7 +12,8 @@ from bench.engines.fake import FakeConfig, FakeEngine
 from bench.meter import Meter
 from bench.method import Context, Method
 from bench.plan import Plan, asks_model
-from bench.types import Capability, Example, Message, readable_slots
+from bench.stages import request_key
+from bench.types import Capability, Example, Generation, Message, Request, readable_slots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,6 +100,8 @@ def _method_lines(planned: Planned, plan: Plan, fits: dict[str, str], width: int
         ctx = replace(ctx, encoder_or_none=_stand_in())
     examples: Sequence[Example] = plan.dataset.test.examples
     sample = examples[:_SAMPLE]
+    stages = _Stages()
+    ctx = replace(ctx, stage_runner=stages.run)
     prompts = [method.preview(example, ctx) for example in sample]
     yield f"== {planned.title}"
     if knobs := ", ".join(f"{knob}={value}" for knob, value in sorted(method.config.changed().items())):
@@ -110,11 +113,41 @@ def _method_lines(planned: Planned, plan: Plan, fits: dict[str, str], width: int
             f"{_count(len(examples), 'prompt')} a seed, about {tokens:,} tokens to read and at most "
             f"{len(examples) * plan.config.max_new_tokens:,} to write"
         )
-    yield from _wrapped("   asks", [told], width)
+    yield from _wrapped("   asks", [told, *stages.told(ctx, len(examples) / len(sample))], width)
     yield from _wrapped("   trains", _training_told(planned, plan, ctx, fits), width)
     if planned.variant is None:  # a variant's prompt is long again and seldom tells more than its knobs
+        for name, request in stages.first.items():
+            yield f"   first prompt of stage {name}, for {request.example_id}:"
+            yield _readable(request.messages)
         yield f"   first prompt, example {sample[0].id}:"
         yield _readable(prompts[0])
+
+
+class _Stages:
+    """What is asked before the last prompt, answered with a mark that shows where the answer would go."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Request] = {}
+        self.asked: dict[str, dict[str, Request]] = {}
+        """Stage -> key -> request: what is asked twice is asked once."""
+
+    def run(self, requests: Sequence[Request], stage: str) -> list[Generation]:
+        known = self.asked.setdefault(stage, {})
+        known.update((request_key(request), request) for request in requests)
+        if requests:
+            self.first.setdefault(stage, requests[0])
+        return [Generation(f"[what stage {stage} wrote for {r.example_id}]", 0, 0, "none") for r in requests]
+
+    def told(self, ctx: Context, scale: float) -> Iterator[str]:
+        """A line a stage, its numbers scaled up from the sample."""
+        for stage, asked in self.asked.items():
+            prompts = round(scale * len(asked))
+            tokens = round(scale * sum(ctx.engine.count_tokens(request.messages) for request in asked.values()))
+            longest = max((request.sampling.max_new_tokens for request in asked.values()), default=0)
+            yield (
+                f"before them, stage {stage}: about {_count(prompts, 'prompt')} a seed, {tokens:,} tokens to read and "
+                f"at most {prompts * longest:,} to write"
+            )
 
 
 def _training_told(planned: Planned, plan: Plan, ctx: Context, fits: dict[str, str]) -> list[str]:

@@ -33,17 +33,28 @@ def render_fields(task: Task, thing: Document | Example, of_item: bool | None = 
     return "\n".join(f"{field.label}: {value}" for field, value in pairs if value)
 
 
+def render_documents(task: Task, documents: Sequence[Document], called: str) -> str:
+    """Documents one below the other, each with a heading ("Past review 1"), its fields and its text."""
+    parts = []
+    for number, document in enumerate(documents, 1):
+        lines = [f"{called} {number}", render_fields(task, document), f"{task.target_label}: {document.text}"]
+        parts.append("\n".join(line for line in lines if line))
+    return "\n\n".join(parts)
+
+
 def conversation(
     task: Task,
     example: Example,
     documents: Sequence[Document],
     after: Callable[[int], str] | None = None,
+    note: str = "",
 ) -> list[Message]:
     """Past documents as turns (fields asked, text answered) in the order given, then the target to be written.
 
     As turns, because a small model that is shown reviews within one message goes on listing them, while one that
     sees them as its own answers writes another. `after(i)` may give lines on document i (soft slots, for instance),
-    which stand right after its text. Without documents this is the task without anybody's history.
+    which stand right after its text. `note` is what is known of the user otherwise; it stands right before the target.
+    Without documents and note this is the task without anybody's history.
     """
     ask = f"Write my {task.noun} of this item, in my own voice."
     turns: list[Message] = []
@@ -53,6 +64,8 @@ def conversation(
         turns.append(Message("assistant", document.text))
         line = after(index) if after else ""
         lead = f"{line}\n\n" if line else ""
+    if note:
+        lead += f"What is known of me as a writer:\n{note}\n\n"
     return [*turns, Message("user", f"{lead}{ask}\n\n{render_fields(task, example)}")]
 
 
@@ -90,7 +103,8 @@ def _most_words(values: Iterable[object]) -> int:
     return max([_SHORTEST] + [len(_WORD.findall(str(value))) for value in values])
 
 
-def _shorten(task: Task, thing: Document, words: int) -> Document:
+def shortened(task: Task, thing: Document, words: int) -> Document:
+    """A document whose text, and whatever fields may be cut, have at most so many words."""
     fields = {name: _cut_field(task, name, value, words) for name, value in thing.fields.items()}
     return dataclasses.replace(thing, fields=fields, text=_cut_words(thing.text, words))
 
@@ -150,8 +164,8 @@ def fit_prompt(build: Build, example: Example, documents: Sequence[Document], ct
     if count == 0:
         newest = documents[0]
         longest = _most_words([newest.text, *newest.fields.values()])
-        words = _largest(_SHORTEST, longest, lambda n: fits(fitted(example, [_shorten(ctx.task, newest, n)])))
-        return fitted(example, [] if words is None else [_shorten(ctx.task, newest, words)])
+        words = _largest(_SHORTEST, longest, lambda n: fits(fitted(example, [shortened(ctx.task, newest, n)])))
+        return fitted(example, [] if words is None else [shortened(ctx.task, newest, words)])
     return _fit_target(fitted, fits, example, ctx)
 
 
@@ -172,3 +186,47 @@ def _fit_target(
             f"history, over --max-prompt-tokens {ctx.max_prompt_tokens}; raise it"
         )
     return fitted(shortened(words), [])
+
+
+Noted = Callable[[Example, Sequence[Document], str], Sequence[Message]]
+"""(example, documents, note) -> messages."""
+
+
+def fit_noted(build: Noted, example: Example, documents: Sequence[Document], note: str, ctx: Context) -> Fitted:
+    """As `fit_prompt`, for a prompt with a note on the user: that is shortened once no document is left, then goes."""
+
+    def noted(text: str) -> Build:
+        return lambda target, kept: build(target, kept, text)
+
+    def fits(words: int) -> bool:
+        return ctx.engine.count_tokens(build(example, [], _cut_words(note, words))) <= ctx.max_prompt_tokens
+
+    longest = _most_words([note])
+    if not note or fits(longest):
+        return fit_prompt(noted(note), example, documents, ctx)
+    words = _largest(_SHORTEST, longest, fits)
+    return fit_prompt(noted("" if words is None else _cut_words(note, words)), example, [], ctx)
+
+
+def fit_texts(
+    build: Callable[[Sequence[Document]], Sequence[Message]], documents: Sequence[Document], ctx: Context, what: str
+) -> tuple[Message, ...]:
+    """The longest prompt that shows all of `documents`: over budget the longest of them are cut to one length.
+
+    Raises UsageError, naming `what` is asked, if not even their beginnings fit.
+    """
+
+    def messages(words: int) -> tuple[Message, ...]:
+        return tuple(build([shortened(ctx.task, document, words) for document in documents]))
+
+    def fits(words: int) -> bool:
+        return ctx.engine.count_tokens(messages(words)) <= ctx.max_prompt_tokens
+
+    values = [value for d in documents for value in (d.text, *d.fields.values())]
+    words = _largest(_SHORTEST, _most_words(values), fits)
+    if words is None:
+        raise UsageError(
+            f"{what}: even the first words of what it shows are over --max-prompt-tokens "
+            f"{ctx.max_prompt_tokens}; raise it"
+        )
+    return messages(words)

@@ -20,7 +20,7 @@ from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, Plan, asks_model
 from bench.provenance import provenance
-from bench.stages import StageCache
+from bench.stages import StageCache, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
 from bench.types import Capability, Example, Generation, Request
 
@@ -33,6 +33,8 @@ NO_ENGINE = {"name": "none"}
 _SHARED_PACKAGES = ("peft", "rank-bm25")
 """Packages under several methods that change outputs, beside those that engine and encoder name themselves."""
 
+_STAGES = "stages"
+"""Folder in a run's, for the answers of stages before the last."""
 _LEAST_PROMPT = 16
 """Tokens below which no prompt can hold a task."""
 
@@ -182,7 +184,10 @@ class MethodRun:
                 self._generate(folder, ctx)
             else:
                 self._store_answers(folder, answers)
-            totals = {f"{phase}_seconds": self.meter.seconds.get(phase, 0.0) for phase in ("load", "embed")}
+            totals: dict[str, Any] = {
+                f"{phase}_seconds": self.meter.seconds.get(phase, 0.0) for phase in ("load", "embed")
+            }
+            totals["stages"] = stage_costs(folder.path / _STAGES)
             return folder.finish(
                 provenance=provenance(),
                 fit=fit.info if fit else None,
@@ -216,7 +221,7 @@ class MethodRun:
         )
 
         def stage(requests: Sequence[Request], name: str) -> list[Generation]:
-            return StageCache(folder / "stages", name).run(plan.engine, requests)
+            return StageCache(folder / _STAGES, name).run(plan.engine, requests)
 
         if asks_model(self.method):
             with self.meter.phase("load"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,12 @@ def request_key(request: Request) -> str:
     return digest([request.example_id, request.stage, messages, asdict(request.sampling), request.seed])
 
 
+_COSTS = ".costs.jsonl"
+_SUMMED = ("calls", "failed", "prompt_tokens", "output_tokens", "wall_seconds")
+
+
 class StageCache:
-    """Answers of one stage, appended batch by batch to `<folder>/<stage>.jsonl`."""
+    """Answers of one stage, appended batch by batch to `<folder>/<stage>.jsonl`, and what they cost beside them."""
 
     def __init__(self, folder: Path, stage: str) -> None:
         if not stage.replace("-", "").replace("_", "").isalnum():
@@ -45,7 +51,9 @@ class StageCache:
         for batch in engine.plan(asked):
             if all(names[i] in self.answers for i in batch):
                 continue
+            start = time.perf_counter()
             result = engine.run([asked[i] for i in batch])
+            self._append_costs(result.generations, time.perf_counter() - start)
             self._append([names[i] for i in batch], result.generations)
             fresh.update(names[i] for i in batch)
         return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]
@@ -55,10 +63,39 @@ class StageCache:
         for key, generation in zip(keys, generations, strict=True):
             self.answers[key] = generation
             rows.append({"request": key, "generation": asdict(generation)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":  # a line that a kill cut short would swallow the next one
-                    file.write(b"\n")
-            file.write(json_lines(rows))
+        _append(self.path, rows)
+
+    def _append_costs(self, generations: Sequence[Generation], seconds: float) -> None:
+        """Written before the answers, so that what a kill makes the next process ask again is counted twice, as it was
+        paid."""
+        values = (
+            len(generations),
+            sum(generation.error is not None for generation in generations),
+            sum(generation.prompt_tokens for generation in generations),
+            sum(generation.output_tokens for generation in generations),
+            seconds,
+        )
+        _append(self.path.with_suffix(_COSTS), [dict(zip(_SUMMED, values, strict=True))])
+
+
+def stage_costs(folder: Path) -> dict[str, Mapping[str, float]]:
+    """What each stage under `folder` cost, all processes together: calls, failed, prompt_tokens, output_tokens,
+    wall_seconds. In the order of the stages' names; empty where there are none."""
+    found: dict[str, Mapping[str, float]] = {}
+    for path in sorted(folder.glob(f"*{_COSTS}")):
+        sums: dict[str, float] = defaultdict(int)
+        for row in map(parse_line, path.read_bytes().splitlines(keepends=True)):
+            for name in _SUMMED:
+                sums[name] += row[name] if row is not None else 0
+        found[path.name.removesuffix(_COSTS)] = dict(sums)
+    return found
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # a line that a kill cut short would swallow the next one
+                file.write(b"\n")
+        file.write(json_lines(rows))

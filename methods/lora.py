@@ -14,7 +14,7 @@ from pydantic import Field
 from bench.errors import UsageError
 from bench.files import pretty_json
 from bench.keys import request_seed
-from bench.method import Context, Method, TrainingPlan
+from bench.method import About, Context, Method, TrainingPlan
 from bench.prompts import conversation, fit_prompt
 from bench.retrieval import newest_first
 from bench.training import (
@@ -52,6 +52,7 @@ class Lora(Method):
     """One LoRA adapter shared by all users, trained with past reviews in the prompt."""
 
     name = "lora"
+    about = About("Hu, ICLR", 2022, "https://arxiv.org/abs/2106.09685", trains="one adapter")
     Config = LoraConfig
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT, Capability.TRAIN, Capability.ADAPTER})
     config: LoraConfig

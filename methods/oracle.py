@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bench.errors import UsageError
 from bench.keys import request_seed
-from bench.method import FINAL_STAGE, Context, Method
+from bench.method import FINAL_STAGE, About, Context, Method
 from bench.types import Capability, Example, Message, Request
 
 
@@ -15,6 +15,7 @@ class Oracle(Method):
     """What the user's true parameters would write (planted data only): a ceiling, not a rival."""
 
     name = "oracle"
+    about = About(stages=())
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TRUTH})
 
     def answer(self, examples: Sequence[Example], ctx: Context) -> list[str]:

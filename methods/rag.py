@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from bench.config import Config
-from bench.method import Context, Method
+from bench.method import About, Context, Method
 from bench.prompts import conversation, fit_prompt
 from bench.retrieval import Retriever, retrieve
 from bench.types import Document, Example, Message, Request
@@ -26,6 +26,7 @@ class Rag(Method):
     """Past reviews retrieved by BM25, encoder, recency or chance, shown before the target."""
 
     name = "rag"
+    about = About("Salemi, ACL", 2024, "https://aclanthology.org/2024.acl-long.399/")
     Config = RagConfig
     config: RagConfig
 

@@ -18,7 +18,7 @@ from bench.errors import UsageError
 from bench.keys import request_seed
 from bench.meter import Meter
 from bench.method import Context
-from bench.stages import StageCache, request_key
+from bench.stages import StageCache, request_key, stage_costs
 from bench.tiny import tiny_dataset
 from bench.types import Generation, Message, Request, Sampling
 
@@ -133,9 +133,41 @@ def test_a_request_that_comes_twice_is_asked_once(tmp_path: Path) -> None:
 def test_stages_lie_in_files_of_their_own_one_answer_a_line(tmp_path: Path) -> None:
     StageCache(tmp_path, "summary").run(Counting(), REQUESTS)
     StageCache(tmp_path, "contrast").run(Counting(), [ask(0, stage="contrast")])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["contrast.jsonl", "summary.jsonl"]
+    names = ["contrast.costs.jsonl", "contrast.jsonl", "summary.costs.jsonl", "summary.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     rows = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
     assert {row["request"] for row in rows} == {request_key(request) for request in REQUESTS}
+
+
+class Failing(Counting):
+    """Fails on one request."""
+
+    def run(self, batch: Sequence[Request]) -> BatchResult:
+        answers = super().run(batch).generations
+        return BatchResult(
+            [
+                Generation("", 0, 0, "error", error="too long") if request.example_id == "e3" else answer
+                for request, answer in zip(batch, answers, strict=True)
+            ]
+        )
+
+
+def test_what_a_stage_costs_is_counted_over_all_processes(tmp_path: Path) -> None:
+    """Two processes: the second finds what the first asked, and pays only for the rest."""
+    StageCache(tmp_path, "summary").run(Counting(), REQUESTS[:4])
+    StageCache(tmp_path, "summary").run(Counting(), REQUESTS)
+    StageCache(tmp_path, "contrast").run(Failing(), [ask(n, stage="contrast") for n in range(5)])
+    costs = stage_costs(tmp_path)
+    assert list(costs) == ["contrast", "summary"]
+    assert costs["contrast"]["calls"] == 5
+    assert costs["contrast"]["failed"] == 1
+    assert costs["summary"]["failed"] == 0
+    rows = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
+    assert costs["summary"]["calls"] == len(rows)
+    for name in ("prompt_tokens", "output_tokens"):
+        assert costs["summary"][name] == sum(row["generation"][name] for row in rows)
+    assert costs["summary"]["wall_seconds"] > 0
+    assert stage_costs(tmp_path / "nothing") == {}
 
 
 @pytest.mark.parametrize("change", [{"soft": {"slot": [[0.0]]}}, {"adapter": "folder"}])

@@ -213,6 +213,11 @@ def _sums(timelines: Timelines, starts: Ints, counts: Ints, encoded: Encoded) ->
 
     rows = encoded.rows[timelines.texts[expand(starts, counts)[1]]]
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    arrays = (torch.from_numpy(array) for array in (rows, encoded.vectors, bounds))
-    found: Floats = torch.nn.functional.embedding_bag(*arrays, mode="sum", include_last_offset=True).numpy()
+    found: Floats = torch.nn.functional.embedding_bag(
+        torch.from_numpy(rows),
+        torch.from_numpy(encoded.vectors),
+        torch.from_numpy(bounds),
+        mode="sum",
+        include_last_offset=True,
+    ).numpy()
     return found

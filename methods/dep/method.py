@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.engines.base import LanguageModel
 from bench.keys import request_seed
-from bench.method import Context, Diagnosis, DiagnosisOptions, Method, TrainingPlan, Variant
+from bench.method import About, Context, Diagnosis, DiagnosisOptions, Method, TrainingPlan, Variant
 from bench.training import Row, TrainingLog, build_rows, dev_meteor, latest_targets, planned_tokens, train
 from bench.types import Capability, Example, LabeledSplit, Message, Request, Sampling
 from methods.dep.config import DepConfig
@@ -34,6 +34,9 @@ class Dep(Method):
     """How a user differs from peers on the same items, as soft tokens of a frozen model (Qiu et al., EMNLP 2025)."""
 
     name = "dep"
+    about = About(
+        "Qiu, EMNLP", 2025, "https://aclanthology.org/2025.emnlp-main.536/", trains="autoencoder, two projectors"
+    )
     version = "4"
     Config = DepConfig
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.SOFT_PROMPT, Capability.TRAIN})
