@@ -42,7 +42,8 @@ class Planned:
         method = self.method
         if type(method).fit is Method.fit:
             return None
-        return digest([method.name, method.version, method.fit_config(), method.wants_encoder()])
+        learner = method.learner()
+        return digest([learner.name, learner.version, method.fit_config(), method.wants_encoder()])
 
 
 def method_class(name: str) -> type[Method]:

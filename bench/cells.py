@@ -94,8 +94,9 @@ def stage_totals(entry: Entry, key: str) -> dict[str, float]:
 
 
 def _examples_per_second(entry: Entry) -> float | None:
-    """Over all that a text takes the model: the stages before the last one, too."""
+    """Over all that a text takes the model: the stages before the last one and reading hidden states, too."""
     elapsed = _total(entry, "wall_seconds") + sum(stage_totals(entry, "wall_seconds").values())
+    elapsed += _total(entry, "hidden_seconds")
     return _total(entry, "examples") / elapsed if elapsed > 0 else None
 
 
@@ -117,8 +118,9 @@ def _token_rate(amount: str, seconds: str) -> Callable[[Entry], float | None]:
 
 
 def _fit_seconds(entry: Entry) -> float | None:
-    """Mean over the seeds that were fitted."""
-    seconds = [float(run.manifest["fit"]["seconds"]) for run in entry.runs if run.manifest.get("fit")]
+    """Mean over the seeds that were fitted, the training of single test users included."""
+    fitted = [(run.manifest["fit"], run.totals) for run in entry.runs if run.manifest.get("fit")]
+    seconds = [float(fit["seconds"]) + float(totals.get("adapt_seconds") or 0) for fit, totals in fitted]
     return sum(seconds) / len(seconds) if seconds else None
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from bench.types import SLOT_CLOSE, SLOT_OPEN, Message, Request
+from bench.types import SLOT_CLOSE, SLOT_OPEN, Message, Request, Steering
 
 _CLOSE = 1e-5
 _RUN = 8
@@ -86,16 +86,40 @@ def same(check: str, left: Outcome, right: Outcome) -> Iterator[Finding]:
         elif (request.seed, request.sampling) != (other.seed, other.sampling):
             yield Finding(check, f"seed or sampling of {example_id} changes")
         elif not _close(request, other):
-            yield Finding(check, f"soft vectors of {example_id} change by more than {_CLOSE}")
+            yield Finding(check, f"soft vectors or steering of {example_id} change by more than {_CLOSE}")
+        elif request.contrast != other.contrast or not _same_adapter(request.user_adapter, other.user_adapter):
+            yield Finding(check, f"the user's adapter of {example_id} changes by more than {_CLOSE}")
     for example_id, text in left.texts.items():
         if right.texts.get(example_id) != text:
             yield Finding(check, f"the text of {example_id} changes")
 
 
 def _close(left: Request, right: Request) -> bool:
-    return left.soft.keys() == right.soft.keys() and all(
-        np.allclose(np.asarray(left.soft[name]), np.asarray(right.soft[name]), atol=_CLOSE) for name in left.soft
+    return (
+        left.soft.keys() == right.soft.keys()
+        and all(
+            np.allclose(np.asarray(left.soft[name]), np.asarray(right.soft[name]), atol=_CLOSE) for name in left.soft
+        )
+        and _same_steering(left.steering, right.steering)
     )
+
+
+def _same_steering(left: Steering | None, right: Steering | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    if (left.layer, left.prompt) != (right.layer, right.prompt):
+        return False
+    return np.allclose(np.asarray(left.vector), np.asarray(right.vector), atol=_CLOSE)
+
+
+def _same_adapter(left: str | None, right: str | None) -> bool:
+    """By what is in the files: they lie in different places."""
+    if left is None or right is None:
+        return left is right
+    from safetensors.numpy import load_file
+
+    mine, others = load_file(left), load_file(right)
+    return mine.keys() == others.keys() and all(np.allclose(mine[k], others[k], rtol=0, atol=_CLOSE) for k in mine)
 
 
 def told(error: Exception) -> str:

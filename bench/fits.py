@@ -3,7 +3,7 @@
 `<out>/<dataset>/<method>/fit-<key>/` holds what `Method.save` wrote, `training.jsonl` where there is a training loop,
 and `fit.json`, which is written before the folder gets its name: a fit that was killed leaves nothing that could be
 taken for whole. What it leaves is `fit-<key>.work`, from where the next process goes on; it is gone once the fit is
-saved.
+saved. `fit-<key>.kept` is for what methods compute with the fit and would compute again (adapters of single users).
 """
 
 from __future__ import annotations
@@ -71,10 +71,12 @@ def fit_or_load(
 
     Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on.
     """
-    parent = out / folder_name(dataset.name) / folder_name(method.name)
+    parent = out / folder_name(dataset.name) / folder_name(method.learner().name)
     folder = parent / f"fit-{digest(key)}"
-    if existing is Existing.OVERWRITE and folder.exists():
-        shutil.rmtree(folder)
+    if existing is Existing.OVERWRITE:
+        shutil.rmtree(kept_folder(folder), ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
     if not (folder / FIT_FILE).exists():
         check_writable(parent)
         _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say, call)
@@ -86,6 +88,11 @@ def fit_or_load(
         raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
     method.load(folder, ctx)
     return Fit(folder, info)
+
+
+def kept_folder(folder: Path) -> Path:
+    """Where runs that share the fit in `folder` keep what they compute with it (see `Context.kept`)."""
+    return folder.with_name(f"{folder.name}.kept")
 
 
 def _work(folder: Path) -> Path:

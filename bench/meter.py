@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PHASES = ("load", "embed", "fit", "prefill", "decode")
-"""Phases that never overlap: embedding texts while fitting counts as embed, not as fit."""
+PHASES = ("load", "embed", "fit", "adapt", "hidden", "prefill", "decode")
+"""Phases that never overlap: embedding texts while fitting counts as embed, not as fit. `adapt` is what is trained of
+single test users, whenever that was done: a run that finds it done counts it in full. `hidden` is reading the hidden
+states of texts."""
 
 
 def _reset_peak_rss() -> bool:

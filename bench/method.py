@@ -21,6 +21,7 @@ from bench.types import (
     Message,
     Request,
     Sampling,
+    Steering,
     Task,
     Truth,
 )
@@ -59,6 +60,9 @@ class Context:
     stage_runner: Callable[[Sequence[Request], str], list[Generation]] | None = None
     work: Path | None = None
     """A folder that outlives a kill, where `fit` may keep what it wants to go on from; None outside a run."""
+    kept: Path | None = None
+    """A folder that outlives a kill, for what `requests` computes at length and would compute again; None outside a
+    run. Runs that share a fit share it, so what lies there must be named by everything that it depends on."""
     tracker: str = "none"
     """Where `fit` shows its losses besides the log (see `bench.trackers`)."""
 
@@ -77,10 +81,14 @@ class Context:
         stage: str = FINAL_STAGE,
         soft: Mapping[str, FloatMatrix] | None = None,
         adapter: str | None = None,
+        steering: Steering | None = None,
+        user_adapter: str | None = None,
     ) -> Request:
         """A request with the run's sampling and the seed that belongs to this example and stage."""
         seed = request_seed(self.seed, example.id, stage)
-        return Request(example.id, stage, tuple(messages), self.sampling, seed, soft or {}, adapter)
+        return Request(
+            example.id, stage, tuple(messages), self.sampling, seed, soft or {}, adapter, steering, user_adapter
+        )
 
     def answering(self, tokens: int) -> Context:
         """The same for a stage whose answers take at most `tokens`: its prompts leave the model room for them."""
@@ -183,6 +191,8 @@ class Method(ABC):
     """Checked against engine and dataset before anything loads."""
     about: ClassVar[About] = About()
     """Its source and its costs."""
+    fit_of: ClassVar[type[Method] | None] = None
+    """Another method whose `fit` this one has, and whose knobs `fit_config` gives: runs of both then share one fit."""
 
     def __init__(self, config: BaseConfig | None = None) -> None:
         self.config = config if config is not None else self.Config()
@@ -194,6 +204,11 @@ class Method(ABC):
     def ablations(self) -> Mapping[str, Sequence[Variant]]:
         """What `run --ablate NAME` adds: name -> variants, each compared with this method as configured."""
         return {}
+
+    @classmethod
+    def learner(cls) -> type[Method]:
+        """The method under whose name and version the fit lies. `fit_of` is not inherited: subclasses may fit anew."""
+        return cls.__dict__.get("fit_of") or cls
 
     def fit_config(self) -> dict[str, Any]:
         """The knobs that can change what `fit` learns; runs that agree in them share one fit. Default: all knobs."""
@@ -213,6 +228,9 @@ class Method(ABC):
         Any of "weights" (what they hold), "use" (how to load the folder, in a few lines) and "citation".
         """
         return {}
+
+    def preflight(self, engine: Engine) -> None:
+        """Raises UsageError for knobs that cannot work with this engine: it is prepared, but nothing is loaded yet."""
 
     def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan | None:
         """Rows and tokens that `fit` will take, or None if there is nothing to learn."""

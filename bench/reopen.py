@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.card import command
 from bench.config import build
 from bench.errors import UsageError
-from bench.files import read_object
+from bench.files import folder_name, read_object
 from bench.fits import FIT_FILE
 from bench.keys import digest
 from bench.plan import RunConfig
@@ -64,7 +64,8 @@ def fit_folder(run: StoredRun) -> Path:
     again = f"make it again with: {command(stored_config(run))} --out {out} --existing overwrite"
     if not isinstance(fit, dict) or not isinstance(fit.get("key"), dict):
         raise UsageError(f"{run.path / MANIFEST} does not say what was fitted; {again}")
-    folder = run.path.parent / f"fit-{digest(fit['key'])}"
+    learner = str(fit["key"].get("method", {}).get("name", run.method))  # several methods may have the same fit
+    folder = run.path.parents[1] / folder_name(learner) / f"fit-{digest(fit['key'])}"
     if not (folder / FIT_FILE).is_file():
         raise UsageError(f"what {run.path} learned is gone ({folder}); {again}")
     if read_object(folder / FIT_FILE).get("key") != fit["key"]:

@@ -14,13 +14,13 @@ from bench import distributed
 from bench.ablation import Planned
 from bench.engines.base import BatchResult
 from bench.errors import UsageError
-from bench.fits import Fit, Say, duration, fit_or_load
+from bench.fits import Fit, Say, duration, fit_or_load, kept_folder
 from bench.keys import digest, text_digest
 from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, Plan, asks_model
 from bench.provenance import provenance
-from bench.stages import StageCache, stage_costs
+from bench.stages import StageCache, request_key, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
 from bench.types import Capability, Example, Generation, Request
 
@@ -35,6 +35,8 @@ _SHARED_PACKAGES = ("peft", "rank-bm25")
 
 _STAGES = "stages"
 """Folder in a run's, for the answers of stages before the last."""
+_KEPT = "kept"
+"""Folder in a run's, for what a method without a fit keeps (see `Context.kept`)."""
 _LEAST_PROMPT = 16
 """Tokens below which no prompt can hold a task."""
 
@@ -47,6 +49,8 @@ def say(line: str) -> None:
 def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     """Runs every method with every seed and scores it; returns the stored runs in that order."""
     only_cached = plan.config.existing is Existing.ONLY_CACHED
+    for name, why in plan.left_out.items():
+        report(f"{name}: left out, {why}")
     if not only_cached:
         _prepare(plan)
     runs = []
@@ -82,6 +86,8 @@ def _prepare(plan: Plan) -> None:
     if any(asks_model(m) for m in plan.methods):
         plan.engine.prepare()
         _check_room(plan)
+        for method in filter(asks_model, plan.methods):
+            method.preflight(plan.engine)
     if plan.encoder is not None:
         plan.encoder.identity()
     for metric in plan.metrics:
@@ -155,7 +161,8 @@ class MethodRun:
         dataset = self.plan.dataset
         trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
         parts = {k: description[k] for k in ("engine", "encoder", "prompt", "code", "seed")}
-        parts["method"] = {**description["method"], "config": self.method.fit_config()}
+        learner = self.method.learner()
+        parts["method"] = {"name": learner.name, "version": learner.version, "config": self.method.fit_config()}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
         return {**parts, "dataset": data}
 
@@ -179,6 +186,7 @@ class MethodRun:
                 return self._named(folder)
             ctx = self.context(folder.path)
             fit = self._fit(description, ctx)
+            ctx = replace(ctx, kept=kept_folder(fit.folder) if fit else folder.path / _KEPT)
             answers = self.method.answer(list(self.examples.values()), ctx)
             if answers is None:
                 self._generate(folder, ctx)
@@ -188,6 +196,8 @@ class MethodRun:
                 f"{phase}_seconds": self.meter.seconds.get(phase, 0.0) for phase in ("load", "embed")
             }
             totals["stages"] = stage_costs(folder.path / _STAGES)
+            for phase in sorted({"adapt", "hidden"} & self.meter.seconds.keys()):
+                totals[f"{phase}_seconds"] = self.meter.seconds[phase]
             return folder.finish(
                 provenance=provenance(),
                 fit=fit.info if fit else None,
@@ -221,7 +231,11 @@ class MethodRun:
         )
 
         def stage(requests: Sequence[Request], name: str) -> list[Generation]:
-            return StageCache(folder / _STAGES, name).run(plan.engine, requests)
+            cache = StageCache(folder / _STAGES, name)
+            distinct = {request_key(request) for request in requests}
+            self._announce(cache.missing(requests), len(distinct), f"prompts of stage {name}")
+            with self._bar(f"{self.planned.title}: {name}", len(distinct), 0) as bar:
+                return cache.run(plan.engine, requests, bar.update)
 
         if asks_model(self.method):
             with self.meter.phase("load"):
@@ -250,8 +264,6 @@ class MethodRun:
         return fit
 
     def _generate(self, folder: RunFolder, ctx: Context) -> None:
-        from tqdm import tqdm
-
         examples = list(self.examples.values())
         requests = self.method.requests(examples, ctx)
         if [r.example_id for r in requests] != [e.id for e in examples]:
@@ -259,25 +271,30 @@ class MethodRun:
         batches = self.plan.engine.plan(requests)
         done = folder.resume([[requests[i].example_id for i in batch] for batch in batches])
         left = [i for batch in batches[done:] for i in batch]
-        self._announce([requests[i] for i in left], len(requests))
-        often = 0.1 if sys.stderr.isatty() else 30.0  # a log wants a line now and then
-        start = len(requests) - len(left)
-        with tqdm(total=len(requests), initial=start, desc=self.planned.title, unit="ex", mininterval=often) as bar:
+        self._announce([requests[i] for i in left], len(requests), "examples")
+        with self._bar(self.planned.title, len(requests), len(requests) - len(left)) as bar:
             for number, batch in enumerate(batches[done:], done):
                 self._run_batch(folder, number, [requests[i] for i in batch])
                 bar.update(len(batch))
 
-    def _announce(self, requests: Sequence[Request], planned: int) -> None:
+    @staticmethod
+    def _bar(title: str, total: int, done: int) -> Any:
+        from tqdm import tqdm
+
+        often = 0.1 if sys.stderr.isatty() else 30.0  # a log wants a line now and then
+        return tqdm(total=total, initial=done, desc=title, unit="ex", mininterval=often)
+
+    def _announce(self, requests: Sequence[Request], planned: int, what: str) -> None:
         speed = self.plan.engine.speed()
         prompt = sum(self.plan.engine.count_tokens(r.messages) for r in requests)
-        new = len(requests) * self.plan.config.max_new_tokens
+        new = sum(request.sampling.max_new_tokens for request in requests)
         long = ""
         if speed:
             seconds = prompt / speed.prefill_tokens_per_second + new / speed.decode_tokens_per_second
             long = f", at most about {duration(seconds)} here"
         again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
         self.report(
-            f"{self.planned.title}: generating {len(requests)} of {planned} examples{again}, {prompt:,} prompt tokens, "
+            f"{self.planned.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "
             f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
         )
 
@@ -366,6 +383,10 @@ def summary(run: StoredRun) -> str:
         parts.append(f"{totals['prompt_tokens']:,} prompt and {totals['output_tokens']:,} new tokens")
     if fit:
         parts.append(f"trained {duration(fit['seconds'])}")
+    if totals.get("adapt_seconds"):
+        parts.append(f"users' adapters {duration(totals['adapt_seconds'])}")
+    if totals.get("hidden_seconds"):
+        parts.append(f"hidden states read in {duration(totals['hidden_seconds'])}")
     if totals["failed"]:
         parts.append(f"{totals['failed']} FAILED")
     return ", ".join(parts)

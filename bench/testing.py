@@ -128,7 +128,8 @@ class _Kit:
             encoder_or_none=HashEncoder() if method.wants_encoder() else None,
             truth=self.dataset.truth if Capability.TRUTH in self.cls.needs else None,
         )
-        stages = Path(tempfile.mkdtemp(dir=self.folder))
+        stages, kept = (Path(tempfile.mkdtemp(dir=self.folder)) for _ in range(2))
+        ctx = replace(ctx, kept=kept)
         return replace(ctx, stage_runner=lambda requests, stage: StageCache(stages, stage).run(engine, requests))
 
     def _ready(self, name: str, dataset: Dataset, users: int = 3, seed: int = 0) -> tuple[Method, Method]:
@@ -238,7 +239,13 @@ class _Kit:
             yield Finding("requests", f"{of} has a stage or seed of its own; make it with ctx.request(example, ...)")
         if slot_names(request.messages) != set(request.soft):
             yield Finding("requests", f"{of} has other soft vectors than its messages have slots")
-        for used, capability in ((request.soft, Capability.SOFT_PROMPT), (request.adapter, Capability.ADAPTER)):
+        for used, capability in (
+            (request.soft, Capability.SOFT_PROMPT),
+            (request.adapter, Capability.ADAPTER),
+            (request.steering, Capability.HIDDEN),
+            (request.user_adapter, Capability.USER_ADAPTER),
+            (request.contrast, Capability.CONTRAST),
+        ):
             if used and capability not in self.cls.needs:
                 yield Finding("declares", f"requests use {capability.value}, which `needs` does not name")
 

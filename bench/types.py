@@ -21,6 +21,9 @@ class Capability(enum.StrEnum):
     SOFT_PROMPT = "soft_prompt"  # vectors in place of tokens at named slots of the prompt
     ADAPTER = "adapter"  # a peft adapter folder applied while generating
     TRAIN = "train"  # access to the weights and to gradients
+    HIDDEN = "hidden"  # hidden states of a layer, read and changed
+    USER_ADAPTER = "user_adapter"  # an adapter of its own for each row of a batch, on top of the batch's
+    CONTRAST = "contrast"  # each token chosen by two predictions, with the user's adapter and without
     TRUTH = "truth"  # the dataset knows how its texts were made (planted data only)
 
 
@@ -142,6 +145,32 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Steering:
+    """A vector that is added to the residual stream while a text is written."""
+
+    layer: int
+    """The layer whose output it is added to; the first is 1."""
+    vector: FloatMatrix
+    """Shape (1, hidden size)."""
+    prompt: bool = False
+    """Whether all of the prompt gets it. Otherwise only the positions that a token is drawn from do: the prompt's last
+    one and those of the new tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Tokens chosen by what the user's adapter makes likelier: log p - weight * log q, before temperature and top-p.
+
+    p is the prediction with the request's `user_adapter`, q the one without it.
+    """
+
+    weight: float
+    """How much the prediction without the user's adapter is held against a token."""
+    plausibility: float
+    """Only tokens with p of at least this share of the largest p are possible; 0 leaves all in."""
+
+
+@dataclass(frozen=True)
 class Request:
     """One call of the language model."""
 
@@ -156,6 +185,12 @@ class Request:
     """Vectors for each `slot(name)` placeholder that stands in the messages."""
     adapter: str | None = None
     """Folder of a peft adapter to generate with."""
+    steering: Steering | None = None
+    """What is added to hidden states while generating."""
+    user_adapter: str | None = None
+    """File of the user's own adapter (see `bench.engines.bank`), on top of `adapter`; a batch may hold many."""
+    contrast: Contrast | None = None
+    """Sets the user's adapter against the model without it, token by token."""
 
 
 @dataclass(frozen=True, slots=True)

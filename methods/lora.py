@@ -14,7 +14,7 @@ from pydantic import Field
 from bench.errors import UsageError
 from bench.files import pretty_json
 from bench.keys import request_seed
-from bench.method import About, Context, Method, TrainingPlan
+from bench.method import About, Context, Method, TrainingPlan, Variant
 from bench.prompts import conversation, fit_prompt
 from bench.retrieval import newest_first
 from bench.training import (
@@ -64,7 +64,12 @@ class Lora(Method):
         self._peft_config: Any = None
         self._folder: Path | None = None
 
-    def _prompt(self, example: Example, ctx: Context) -> tuple[Message, ...]:
+    def ablations(self) -> Mapping[str, Sequence[Variant]]:
+        return {"history": [Variant("no history", {"n_history": 0})]}
+
+    def prompt(self, example: Example, ctx: Context) -> tuple[Message, ...]:
+        """What is asked, within its budget, in training and generation alike; a class of your own may ask otherwise."""
+
         def build(target: Example, shown: Sequence[Document]) -> list[Message]:
             return conversation(ctx.task, target, shown)
 
@@ -72,8 +77,8 @@ class Lora(Method):
 
     def training_plan(self, train: LabeledSplit, dev: LabeledSplit, ctx: Context) -> TrainingPlan:
         examples = latest_targets(train, self.config.targets_per_user)
-        tokens = planned_tokens(examples, train.references, lambda e: self._prompt(e, ctx), ctx)
-        smaller = "--train-limit, --set lora.epochs=1, --set lora.n_history=4"
+        tokens = planned_tokens(examples, train.references, lambda e: self.prompt(e, ctx), ctx)
+        smaller = f"--train-limit, --set {self.name}.epochs=1, --set {self.name}.n_history=4"
         return TrainingPlan(len(examples), tokens, self.config.epochs, smaller)
 
     def fit(self, train_split: LabeledSplit, dev: LabeledSplit, ctx: Context) -> None:
@@ -95,7 +100,7 @@ class Lora(Method):
 
         def rows(split: LabeledSplit, most: int | None) -> list[Row]:
             examples = latest_targets(split, config.targets_per_user, most)
-            prompts = [self._prompt(e, ctx) for e in examples]
+            prompts = [self.prompt(e, ctx) for e in examples]
             return build_rows(lm, examples, prompts, split.references, config.max_target_tokens)
 
         train_rows, dev_rows = rows(train_split, None), rows(dev, config.max_dev)
@@ -115,7 +120,7 @@ class Lora(Method):
                     learner,
                     config,
                     seed,
-                    "fit lora",
+                    f"fit {self.name}",
                     work=ctx.work,
                     dev_score=score,
                     tracker=ctx.tracker,
@@ -132,7 +137,7 @@ class Lora(Method):
             return None
         greedy = Sampling(temperature=0.0, max_new_tokens=self.config.max_dev_new_tokens)
         examples = latest_targets(dev, self.config.targets_per_user, self.config.max_dev)
-        requests = [replace(ctx.request(e, self._prompt(e, ctx)), sampling=greedy) for e in examples]
+        requests = [replace(ctx.request(e, self.prompt(e, ctx)), sampling=greedy) for e in examples]
         return dev_meteor(ctx.engine, lambda: requests, dev.references)
 
     def _check_modules(self, model: Any) -> None:
@@ -142,8 +147,9 @@ class Lora(Method):
         wanted = set(self.config.target_modules)
         if wanted != {"all-linear"} and not wanted <= linear:
             raise UsageError(
-                f"lora.target_modules: this model has no layer called {', '.join(sorted(wanted - linear))}; it has "
-                f'{", ".join(sorted(linear))}; choose among these or set lora.target_modules=["all-linear"]'
+                f"{self.name}.target_modules: this model has no layer called {', '.join(sorted(wanted - linear))}; it "
+                f"has {', '.join(sorted(linear))}; choose among these or set "
+                f'{self.name}.target_modules=["all-linear"]'
             )
 
     def save(self, folder: Path) -> None:
@@ -166,11 +172,11 @@ class Lora(Method):
 
     def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:
         if self._folder is None:
-            raise UsageError("lora generates from a saved adapter: call save and load after fit")
-        return [ctx.request(e, self._prompt(e, ctx), adapter=str(self._folder)) for e in examples]
+            raise UsageError(f"{self.name} generates from a saved adapter: call save and load after fit")
+        return [ctx.request(e, self.prompt(e, ctx), adapter=str(self._folder)) for e in examples]
 
     def preview(self, example: Example, ctx: Context) -> Sequence[Message]:
-        return self._prompt(example, ctx)
+        return self.prompt(example, ctx)
 
     def card(self) -> Mapping[str, str]:
         return {"weights": _WEIGHTS, "use": _USE, "citation": _CITATION}

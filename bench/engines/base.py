@@ -11,7 +11,9 @@ from bench.errors import UsageError
 from bench.types import Capability, Generation, Message, Request
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,33 @@ class Engine(ABC):
         """Rates measured while warming up, or None where they mean nothing."""
         return None
 
-    def language_model(self) -> LanguageModel:
-        """The weights, for training. Raises UsageError where an engine has none at hand."""
+    def language_model(self, adapter: str | None = None) -> LanguageModel:
+        """The weights, for training. Raises UsageError where an engine has none at hand.
+
+        Bare, unless the folder of a peft `adapter` to build upon is given: that stays, frozen, until the engine is
+        called again.
+        """
         raise UsageError(f"engine {self.name!r} gives no access to weights; use --engine hf for methods that train")
+
+    @property
+    def depth(self) -> int:
+        """Layers of the model, known once prepared. Raises UsageError where an engine does not show its layers."""
+        raise UsageError(
+            f"engine {self.name!r} gives no access to hidden states; use --engine hf for methods that steer"
+        )
+
+    def hidden_states(
+        self, conversations: Sequence[Sequence[Message]], layer: int, progress: bool = False
+    ) -> NDArray[np.float32]:
+        """What `layer` (the first is 1) gives out at each conversation's last token: (conversations, hidden size).
+
+        The last token is that of the answer which a conversation ends with, or the one that an answer would follow. A
+        conversation longer than the context is read up to there. Raises UsageError where an engine does not show its
+        layers, for a layer that there is not, and for lack of memory.
+        """
+        raise UsageError(
+            f"engine {self.name!r} gives no access to hidden states; use --engine hf for methods that steer"
+        )
 
     def peak_memory(self) -> int | None:
         """Most bytes of accelerator memory since the last call, or None without an accelerator."""

@@ -9,10 +9,11 @@ bf16 that is visible now and then.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -25,7 +26,11 @@ from bench.errors import UsageError, first_line
 from bench.types import Capability, Generation, Message, Request, Sampling
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class HFConfig(Config):
@@ -84,7 +89,8 @@ class HFEngine(Engine):
 
     name = "hf"
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.TEXT, Capability.SOFT_PROMPT, Capability.ADAPTER, Capability.TRAIN}
+        {Capability.TEXT, Capability.SOFT_PROMPT, Capability.ADAPTER, Capability.TRAIN, Capability.HIDDEN}
+        | {Capability.USER_ADAPTER, Capability.CONTRAST}
     )
     Config = HFConfig
 
@@ -139,17 +145,23 @@ class HFEngine(Engine):
             self._tokenizer = tokenizer
         return self._tokenizer
 
-    @property
-    def context_length(self) -> int:
+    def _text_config(self) -> Any:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config()
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"model {self.source.name!r}: its config.json cannot be used: {first_line(error)}"
             ) from error
-        return int(getattr(config, "max_position_embeddings", None) or 4096)
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self._text_config(), "max_position_embeddings", None) or 4096)
+
+    @property
+    def depth(self) -> int:
+        return int(self._text_config().num_hidden_layers)
 
     def load(self) -> None:
         if self._model is not None:
@@ -215,10 +227,10 @@ class HFEngine(Engine):
         self.load()
         return self._model
 
-    def language_model(self) -> LanguageModel:
+    def language_model(self, adapter: str | None = None) -> LanguageModel:
         import torch
 
-        self._use_adapter(None)
+        self._use_adapter(adapter)
         return LanguageModel(self.model, self.tokenizer, torch.device(self.device))
 
     def _warm_up(self) -> Speed:
@@ -268,9 +280,12 @@ class HFEngine(Engine):
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         rows, tokens = self._limits()
-        lengths = [len(self.encode(r).ids) + r.sampling.max_new_tokens for r in requests]
-        groups = [(r.adapter or "", r.sampling) for r in requests]
-        return grouped(lengths, groups, [r.example_id for r in requests], rows, tokens)
+        # A contrasted request takes two rows of its batch.
+        lengths = [(len(self.encode(r).ids) + r.sampling.max_new_tokens) * (2 if r.contrast else 1) for r in requests]
+        groups = [(r.adapter or "", r.sampling, r.contrast) for r in requests]
+        batches = grouped(lengths, groups, [r.example_id for r in requests], rows, tokens)
+        most = [max(1, rows // 2) if requests[batch[0]].contrast else rows for batch in batches]
+        return [batch[i : i + n] for batch, n in zip(batches, most, strict=True) for i in range(0, len(batch), n)]
 
     # -- generation ---------------------------------------------------------------------------------------------
 
@@ -304,15 +319,22 @@ class HFEngine(Engine):
         return BatchResult(generations, prefill, decode)
 
     def _decode(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[list[list[int]], float, float]:
-        """New token ids a row, prefill seconds, decode seconds. The batch shares one Sampling."""
+        """New token ids a row, prefill seconds, decode seconds. The batch shares one Sampling and one Contrast."""
         import torch
 
+        from bench.engines import bank
+        from bench.engines.contrast import Contrasting
         from bench.engines.sampling import PerRequestSampler
+        from bench.engines.steering import steered
 
-        sampling = batch[0].sampling
+        sampling, contrast, asked = batch[0].sampling, batch[0].contrast, len(batch)
+        if contrast is not None:
+            prompts, batch = [*prompts, *prompts], [*batch, *(replace(r, user_adapter=None) for r in batch)]
         inputs, mask = self._embed(prompts, batch)
         sampler = PerRequestSampler([r.seed for r in batch], sampling.temperature, sampling.top_p)
-        with torch.no_grad():
+        own = bank.stacked([request.user_adapter for request in batch], mask.device)
+        steerings = [request.steering for request in batch]
+        with torch.no_grad(), bank.applied(self.model, own), steered(self.model, steerings):
             _wait(self.device)
             start = time.perf_counter()
             output = self.model.generate(
@@ -320,9 +342,9 @@ class HFEngine(Engine):
                 attention_mask=mask,
                 max_new_tokens=sampling.max_new_tokens,
                 min_new_tokens=sampling.min_new_tokens or None,
-                logits_processor=[sampler],
+                logits_processor=[*([Contrasting(contrast)] if contrast else []), sampler],
             )
-            rows = output.tolist()
+            rows = output[:asked].tolist()
             end = time.perf_counter()
         first = sampler.first_logits_at or end
         return rows, first - start, end - first
@@ -343,6 +365,19 @@ class HFEngine(Engine):
                     vectors = torch.as_tensor(request.soft[name], dtype=embedded.dtype, device=embedded.device)
                     embedded[row, offset + start : offset + start + vectors.shape[0]] = vectors
         return embedded, mask
+
+    # -- hidden states ------------------------------------------------------------------------------------------
+
+    def hidden_states(
+        self, conversations: Sequence[Sequence[Message]], layer: int, progress: bool = False
+    ) -> NDArray[np.float32]:
+        from bench.engines import steering
+
+        self.load()
+        self._use_adapter(None)
+        longest = self.context_length
+        rows = [steering.conversation_ids(self.tokenizer, c)[:longest] for c in conversations]
+        return steering.read(self.model, rows, layer, self._limits(), _if_it_fits, progress)
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
@@ -369,6 +404,17 @@ def _wait(device: str) -> None:
         import torch
 
         torch.cuda.synchronize()
+
+
+def _if_it_fits(work: Callable[[], T]) -> T | None:
+    """What `work` returns, or None if memory did not suffice for it."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+    _free()
+    return None
 
 
 def _free() -> None:
