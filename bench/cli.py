@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.scaffold import Kind
 from bench.trackers import TrackerName
 
 app = typer.Typer(
@@ -123,7 +124,7 @@ def _main(
 
 @app.command(short_help="Run methods on a dataset; ends with the leaderboard.")
 def run(
-    methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep.")],
+    methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep; or all.")],
     ablate: Annotated[
         str | None, typer.Option(help="Ablations or single variants of the methods, such as controls; comma-separated.")
     ] = None,
@@ -318,6 +319,37 @@ def throughput(
     sizes = _integers(batch_sizes, "--batch-sizes")
     rows = measure(engine, model, sizes, prompt_tokens, new_tokens, requests, overrides or [])
     typer.echo(json.dumps(rows, indent=1) if as_json else as_text(rows))
+
+
+@app.command("new-method", short_help="Start a method of your own: a package that works as it stands.")
+def new_method(
+    name: Annotated[str, typer.Argument(help="Its name in --methods, such as my-method.")],
+    kind: Annotated[Kind, typer.Option(help="Past reviews in the prompt, learned soft vectors, or a LoRA adapter.")] = (
+        Kind.PROMPT
+    ),
+    into: Annotated[Path, typer.Option(metavar="DIR", help="Where the folder NAME is made.")] = Path(),
+) -> None:
+    """Write a plug-in package with one method, its test and how to install it; then say what to do next."""
+    from bench import scaffold
+
+    typer.echo(scaffold.told(scaffold.new_method(name, kind, into)))
+
+
+@app.command(short_help="Check that a method holds to the contract.")
+def check(
+    target: Annotated[str, typer.Argument(metavar="METHOD", help="module:Class, or a name from `list methods`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A knob of the method.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object, for machines.")] = False,
+) -> None:
+    """Run the contract kit on a method: a tiny world, no weights, no network. Exit code 1 if anything is found."""
+    from bench import check as contract
+
+    report = contract.check(target, overrides or [])
+    typer.echo(report.as_json() if as_json else report.as_text())
+    if report.findings:
+        raise typer.Exit(1)
 
 
 def _print_tables(tables: list[Any], how: Format) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from bench import registry, trackers
-from bench.ablation import Planned, ablated, expand
+from bench.ablation import Planned, ablated, expand, method_class
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
 from bench.method import Method
@@ -35,6 +35,8 @@ DEFAULT_METRICS = (
     "copy_rate",
     "length_ratio",
 )
+ALL = "all"
+"""Stands in --methods for every registered method that engine and dataset can serve."""
 LIMIT_SEED = 0
 """Users are chosen by one hash, the same for every method and seed."""
 
@@ -85,6 +87,8 @@ class Plan:
     metrics: tuple[Metric, ...]
     dataset: Dataset
     overrides: Mapping[str, Mapping[str, Any]]
+    left_out: Mapping[str, str]
+    """Methods that `all` could not take, each with the reason."""
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -109,9 +113,10 @@ def make_plan(config: RunConfig) -> Plan:
         if twice := sorted({str(value) for value in values if list(values).count(value) > 1}):
             raise UsageError(f"--{what} names {', '.join(twice)} more than once; once is enough")
     overrides = parse_overrides(config.overrides)
-    planned = tuple(expand(config.methods, config.ablate, overrides))
-    methods = [one.method for one in planned]
     engine_class = registry.load("engine", config.engine)
+    names, left_out = _named(config.methods, engine_class)
+    planned = tuple(expand(names, config.ablate, overrides))
+    methods = [one.method for one in planned]
     _check_engine(methods, engine_class)
     check_parts(overrides, {*(m.name for m in methods), config.engine, dataset_part(config), *metric_names})
     engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
@@ -121,10 +126,40 @@ def make_plan(config: RunConfig) -> Plan:
         check_writable(config.out)
     metrics = make_metrics(metric_names, overrides)
     dataset = _prepared(spec, config)
+    if ALL in config.methods and dataset.truth is None:
+        knowing = {m.name for m in methods if Capability.TRUTH in m.needs} - set(config.methods)
+        left_out |= dict.fromkeys(sorted(knowing), f"dataset {dataset.name!r} has no known truth")
+        planned = tuple(one for one in planned if one.method.name not in knowing)
+    methods = [one.method for one in planned]
     _check_truth(methods, dataset)
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
     used = encoder if any(m.wants_encoder() for m in methods) else None
-    return Plan(config, planned, engine, used, metrics, dataset, overrides)
+    return Plan(config, planned, engine, used, metrics, dataset, overrides, left_out)
+
+
+def _named(names: Sequence[str], engine: type[Engine]) -> tuple[list[str], dict[str, str]]:
+    """The methods to run, with `all` told out behind those that are named, and what it could not take and why."""
+    named = [name for name in names if name != ALL]
+    left_out: dict[str, str] = {}
+    if ALL not in names:
+        return named, left_out
+    for name in registry.names("method"):
+        if name in named:
+            continue
+        try:
+            missing = _missing(method_class(name).needs, engine)
+        except UsageError as error:
+            left_out[name] = str(error)
+            continue
+        if missing:
+            left_out[name] = f"engine {engine.name!r} does not give {', '.join(missing)}"
+        else:
+            named.append(name)
+    return named, left_out
+
+
+def _missing(needs: Collection[Capability], engine: type[Engine]) -> list[str]:
+    return sorted(set(needs) - engine.capabilities - {Capability.TRUTH})
 
 
 def dataset_part(config: RunConfig) -> str:
@@ -190,10 +225,9 @@ def make_metrics(names: Sequence[str], overrides: Mapping[str, Mapping[str, Any]
 
 def _check_engine(methods: Sequence[Method], engine: type[Engine]) -> None:
     for method in methods:
-        missing = method.needs - engine.capabilities - {Capability.TRUTH}
-        if missing:
+        if missing := _missing(method.needs, engine):
             raise UsageError(
-                f"method {method.name!r} needs {', '.join(sorted(missing))}, which engine {engine.name!r} does not "
+                f"method {method.name!r} needs {', '.join(missing)}, which engine {engine.name!r} does not "
                 "give; see: python -m bench list engines"
             )
 

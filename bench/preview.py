@@ -33,6 +33,7 @@ def dry_run_text(plan: Plan, width: int = 110) -> str:
         "dataset": list(_dataset_lines(plan.dataset)),
         "model": [f"{config.model} on engine {plan.engine.name}; {_encoder_told(plan)}"],
         "metrics": [", ".join(m.name for m in plan.metrics) or "none"],
+        "left out": [f"{name}: {why}" for name, why in plan.left_out.items()],
         "runs": [f"{_rows_told(plan)} x {_count(len(config.seeds), 'seed')}, under {config.out}"],
     }
     lines = [line for label, told in facts.items() for line in _wrapped(label, told, width)]

@@ -6,7 +6,7 @@ import functools
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from bench.errors import UnknownName, UsageError
+from bench.errors import UnknownName, UsageError, first_line
 
 GROUPS = {
     "method": "bench.methods",
@@ -45,8 +45,9 @@ def load(kind: str, name: str) -> Any:
         raise UnknownName(kind, name, points)
     try:
         return points[name].load()
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{kind} {name!r} ({points[name].value}) cannot be imported: {error}") from error
+    except Exception as error:  # a plug-in is a program of somebody's and may raise anything
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{kind} {name!r} ({points[name].value}) cannot be imported: {told}") from error
 
 
 def origin(kind: str, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,29 @@ class StageCache:
             if row is not None:
                 self.answers[row["request"]] = Generation(**row["generation"])
 
-    def run(self, engine: Engine, requests: Sequence[Request]) -> list[Generation]:
-        """Generations in the order of `requests`; batches with all answers at hand are not run again."""
-        if any(request.soft or request.adapter for request in requests):
-            raise UsageError("intermediate stages take text requests; soft vectors and adapters belong to the last one")
+    def missing(self, requests: Sequence[Request]) -> list[Request]:
+        """Those whose answers are not at hand, each once."""
+        asked = {request_key(request): request for request in requests}
+        return [request for key, request in asked.items() if key not in self.answers]
+
+    def run(
+        self, engine: Engine, requests: Sequence[Request], progress: Callable[[int], object] | None = None
+    ) -> list[Generation]:
+        """Generations in the order of `requests`; batches with all answers at hand are not run again.
+
+        `progress` is told how many are done, of as many as are distinct.
+        """
+        if any(r.soft or r.adapter or r.steering or r.user_adapter for r in requests):
+            raise UsageError(
+                "intermediate stages take text requests; soft vectors, adapters and steering belong to the last one"
+            )
         keys = [request_key(request) for request in requests]
         distinct = dict(zip(keys, requests, strict=True))  # asked twice: the same answer, whatever the batches
         names, asked = list(distinct), list(distinct.values())
         fresh: set[str] = set()
         for batch in engine.plan(asked):
+            if progress is not None:
+                progress(len(batch))
             if all(names[i] in self.answers for i in batch):
                 continue
             start = time.perf_counter()

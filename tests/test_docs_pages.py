@@ -1,0 +1,167 @@
+"""What the pages on adding things say is done as they say it: their files are written, their commands are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bench.check import MEANINGS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+SUBSTITUTIONS = {
+    # All that is run otherwise than it is written: no weights, no network, a world of a dozen users.
+    "python -m bench fetch smollm2-135m minilm wordnet": "true",
+    "python -m bench run --methods": "python -m bench run --engine fake --metrics rouge1,length_ratio "
+    "--set planted.users=12 --set planted.items=20 --methods",
+    "python -m pip install -e .": "python -m pip install --no-deps --no-build-isolation --no-index --quiet "
+    "--disable-pip-version-check -e .",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    file: str | None
+    """The file it is, where the line before it names one (`path`:)."""
+
+
+_BLOCK = re.compile(r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+def blocks(page: str) -> list[Block]:
+    text = (DOCS / page).read_text()
+    return [Block(m["language"], m["text"], m["file"]) for m in _BLOCK.finditer(text)]
+
+
+@dataclass
+class Reader:
+    """Somebody who does what a page says, block by block, with a Python of their own."""
+
+    folder: Path
+    python: Path
+    """Folder of the interpreter."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Command -> what it printed."""
+
+    def follow(self, page: str) -> None:
+        for block in blocks(page):
+            if block.file is not None:
+                (self.folder / block.file).write_text(block.text)
+            elif block.language == "sh":
+                for line in block.text.splitlines():
+                    self.do(line.partition(" #")[0].strip())
+
+    def do(self, command: str) -> None:
+        """One line of a shell; `cd` stays."""
+        run = command
+        for written, instead in SUBSTITUTIONS.items():
+            run = run.replace(written, instead)
+        environment = {**os.environ, "PATH": f"{self.python}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
+        # `python` is the reader's own; where the shell ends up is told on the last line.
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"{run}\npwd"],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{run}\n{done.stdout}\n{done.stderr}"
+        out, _, folder = done.stdout.rstrip("\n").rpartition("\n")
+        self.folder, self.said[command] = Path(folder), out
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    """Works in an empty folder, in an environment that sees what this one has and keeps what is installed to itself."""
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False, symlinks=True)
+    own = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    there = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    # `addsitedir` also reads the .pth files there, such as those of editable installations.
+    (own / "outer.pth").write_text("".join(f"import site; site.addsitedir({folder!r})\n" for folder in there))
+    (tmp_path / "desk").mkdir()
+    return Reader(tmp_path / "desk", home / ("Scripts" if os.name == "nt" else "bin"))
+
+
+@pytest.mark.slow
+def test_the_page_on_methods_leads_to_a_row_on_the_leaderboard(reader: Reader) -> None:
+    reader.follow("adding-a-method.md")
+    said = reader.said
+    checks = [out for command, out in said.items() if "bench check" in command]
+    assert len(checks) == 2
+    assert all("my-voice (my_voice:MyVoice) holds to the contract" in out for out in checks)
+    rows = re.findall(r"^(\S+) +\d", said["python -m bench table"], re.M)
+    assert sorted(rows[:3]) == ["my-voice", "nonperso", "rag"]
+    assert "I write about" in said["python -m bench run --methods nonperso,rag,my-voice --limit 16 --dry-run"]
+    ablated = said["python -m bench run --methods nonperso,my-voice --ablate parts --limit 16"]
+    assert all(words in ablated for words in ("no note", "no past reviews", "habits"))
+
+
+@pytest.mark.slow
+def test_the_page_on_the_rest_gives_things_that_work(reader: Reader) -> None:
+    reader.follow("adding-a-dataset-metric-or-engine.md")
+    said = reader.said
+    assert "exclamation marks" in said["python -m bench list metrics"]
+    assert "Boils, rests." in said["python -m bench run --dataset kettles.toml --methods nonperso,rag --dry-run"]
+    for name in ("counting", "kettles"):
+        table = next(
+            out
+            for command, out in said.items()
+            if f"--dataset {name}.toml --methods" in command and "parrot" in command
+        )
+        assert f"Leaderboard: {name}" in table
+        assert "shouting" in table
+    # Bob shouts once and the parrot never: Ann's text is 0 marks away, Bob's 1.
+    assert "0.5" in said["python -m bench table --dataset kettles"]
+
+
+def test_the_code_on_the_pages_is_tidy(tmp_path: Path) -> None:
+    pytest.importorskip("ruff")
+    for page in DOCS.glob("adding-*.md"):
+        for number, block in enumerate(blocks(page.name)):
+            if block.language == "python":
+                assert block.file is not None, f"{page.name}: code that nothing runs"
+                (tmp_path / f"block_{number}_{block.file}").write_text(block.text)
+    rules = ["--isolated", "--line-length", "120"]
+    for command in (["check", *rules, "--select", "E,F,W,I,UP,B,SIM,RET,RUF,N"], ["format", *rules, "--diff"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_every_substitution_is_needed() -> None:
+    text = "".join(path.read_text() for path in DOCS.glob("adding-*.md"))
+    assert [written for written in SUBSTITUTIONS if written not in text] == []
+
+
+def test_the_page_names_every_check_of_the_contract() -> None:
+    text = (DOCS / "adding-a-method.md").read_text()
+    table = text[text.index("| check | holds if |") :]
+    named = {name for row in re.findall(r"^\| ([^|]+) \|", table, re.M) for name in row.split(", ")}
+    assert named - {"check", "---"} == set(MEANINGS)
+
+
+def links() -> Iterator[tuple[str, str]]:
+    for page in sorted(DOCS.glob("adding-*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            yield page.name, target
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()))
+def test_links_lead_somewhere(page: str, target: str) -> None:
+    assert (DOCS / page).parent.joinpath(target).exists()
