@@ -61,14 +61,15 @@ class LlmTrsr(IntSum):
         blocks = [self._blocks(one) for one in subjects]
         flat = [block for several in blocks for block in several]
         written = iter(write_notes(flat, summary_prompt, ctx, "block", self.config.note_tokens))
-        notes = {one.id: [next(written) for _ in several] for one, several in zip(subjects, blocks, strict=True)}
+        # By the object: a user's training and test targets have one name and different histories.
+        notes = {id(one): [next(written) for _ in several] for one, several in zip(subjects, blocks, strict=True)}
 
         def build(example: Example, inner: Context) -> Sequence[Message] | None:
-            known = [note for note in notes[example.id] if note]
+            known = [note for note in notes[id(example)] if note]
             return _merge_prompt(example, known, inner) if len(known) > 1 else None
 
         merged = write_notes(subjects, build, ctx, "merge", self.config.note_tokens)
-        return [note or "".join(notes[one.id][:1]) for note, one in zip(merged, subjects, strict=True)]
+        return [note or "".join(notes[id(one)][:1]) for note, one in zip(merged, subjects, strict=True)]
 
     def _recurrent(self, subjects: Sequence[Example], ctx: Context) -> list[str]:
         """One round a block: all users' first blocks at once, then all second ones, and so on."""
@@ -76,10 +77,10 @@ class LlmTrsr(IntSum):
         notes = ["" for _ in subjects]
         for turn in range(max(map(len, blocks), default=0)):
             waiting = [i for i, several in enumerate(blocks) if turn < len(several)]
-            before = {blocks[i][turn].id: notes[i] for i in waiting}
+            before = {id(blocks[i][turn]): notes[i] for i in waiting}
 
-            def build(example: Example, inner: Context, before: dict[str, str] = before) -> Sequence[Message] | None:
-                return _update_prompt(example, before[example.id], inner)
+            def build(example: Example, inner: Context, before: dict[int, str] = before) -> Sequence[Message] | None:
+                return _update_prompt(example, before[id(example)], inner)
 
             stage = "update" if turn else "block"
             written = write_notes([blocks[i][turn] for i in waiting], build, ctx, stage, self.config.note_tokens)

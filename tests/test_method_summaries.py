@@ -153,6 +153,25 @@ def test_a_single_block_needs_no_merging_and_a_call_that_fails_takes_nothing_awa
     assert "note 1." in said(stages.rounds[2][1][0].messages)
 
 
+@pytest.mark.parametrize("paradigm", ["recurrent", "hierarchical"])
+def test_a_training_and_a_test_target_of_one_user_keep_their_notes_apart(small: World, paradigm: str) -> None:
+    """Both are about "user u0", one before its training target and one after."""
+    method = LlmTrsr(LlmTrsrConfig.model_validate({"paradigm": paradigm, "block": 6}))
+    both = [small.train.examples[0], small.test.examples[0]]
+    together, alone = Stages(), [Stages(), Stages()]
+    method.requests(both, staged(small, together))
+    for example, stages in zip(both, alone, strict=True):
+        method.requests([example], staged(small, stages))
+    asked = [said(r.messages) for _, several in together.rounds for r in several]
+    for stages in alone:
+        for _, several in stages.rounds[:1]:
+            assert all(said(request.messages) in asked for request in several)
+    merged = [said(r.messages) for stage, several in together.rounds for r in several if stage != "block"]
+    assert len(set(merged)) == len(merged)
+    if paradigm == "hierarchical":
+        assert [text.count("note ") for text in merged] == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("cls", "knobs"),
     [

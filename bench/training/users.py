@@ -175,12 +175,12 @@ def train_users(
     order = sorted(range(len(tasks)), key=lambda i: (-_steps(tasks[i], config), tasks[i].name))
     group = [tasks[i] for i in order]
     own = _Bank(layers, shape, [task.seed for task in group], lm.device)
-    plans = [_Plan(task, config) for task in group]
+    plans = [_planned(task, config) for task in group]
     with Layers(lm, config).open():
-        for step in range(max(len(plan.steps) for plan in plans)):
-            active = [plan for plan in plans if step < len(plan.steps)]
-            _gradients(lm, own, [plan.steps[step] for plan in active], config, owner, advance)
-            own.update(step, [config.lr * schedule(step, len(p.steps), config.warmup) for p in active], config)
+        for step in range(max(map(len, plans))):
+            active = [plan for plan in plans if step < len(plan)]
+            _gradients(lm, own, [plan[step] for plan in active], config, owner, advance)
+            own.update(step, [config.lr * schedule(step, len(plan), config.warmup) for plan in active], config)
     found = own.split(own.flat.detach().cpu())
     adapters = [{name: (a[i], b[i]) for name, (a, b) in found.items()} for i in range(len(group))]
     return [adapters[order.index(i)] for i in range(len(tasks))]
@@ -190,16 +190,15 @@ def _steps(task: UserTask, config: TrainingConfig) -> int:
     return config.epochs * -(-len(task.rows) // config.batch_size)
 
 
-class _Plan:
+def _planned(task: UserTask, config: TrainingConfig) -> list[list[Row]]:
     """The rows of each of a task's steps."""
-
-    def __init__(self, task: UserTask, config: TrainingConfig) -> None:
-        shuffler = random.Random(task.seed)
-        self.steps: list[list[Row]] = []
-        for _ in range(config.epochs):
-            rows = list(task.rows)
-            shuffler.shuffle(rows)
-            self.steps += [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
+    shuffler = random.Random(task.seed)
+    steps: list[list[Row]] = []
+    for _ in range(config.epochs):
+        rows = list(task.rows)
+        shuffler.shuffle(rows)
+        steps += [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
+    return steps
 
 
 def _gradients(
