@@ -109,7 +109,7 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
     """A table for people: the name, then what fits on a line."""
     from tabulate import tabulate
 
-    hidden = ("config", "version", "file", "source", "filter", "split", "upstream", "revision", "url", "ablations")
+    hidden = ("config", "version", "file", "source", "filter", "split", "upstream", "revision", "url")
     shown = [{key: _cell(value) for key, value in row.items() if key not in hidden} for row in found]
     hints = {
         "models": "Any local folder or hub id (org/name) with safetensors is taken as well.",
@@ -122,7 +122,7 @@ def as_text(what: str, found: list[dict[str, Any]]) -> str:
     return f"{text}\n\n{hints[what]}"
 
 
-_WIDTHS: dict[str, list[int]] = {"methods": [14, 40, 22, 12, 22, 24, 24]}
+_WIDTHS: dict[str, list[int]] = {"methods": [14, 36, 20, 12, 20, 22, 16, 16]}
 
 
 def _cell(value: Any) -> str:

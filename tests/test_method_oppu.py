@@ -328,7 +328,7 @@ class Growing(Oppu):
     def _task(self, of: Example, lm: Any, ctx: Context) -> UserTask:
         task = super()._task(of, lm, ctx)
         self.__dict__.setdefault("rows", []).extend(task.rows)
-        return replace(task, rows=tuple(self.__dict__["rows"]))
+        return replace(task, rows=tuple(self.__dict__["rows"][-5:]))  # a few will do
 
 
 @pytest.mark.slow

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from method_world import context, world
 
 from bench import registry
 from bench.config import build
 from bench.errors import UsageError
 from bench.plan import Plan, RunConfig, make_plan
 from bench.preview import dry_run_text
-from bench.types import Capability
+from bench.types import Capability, Generation, Request
 
 REVIEWS = [
     {
@@ -106,3 +109,32 @@ def test_without_a_known_truth_the_ceiling_is_left_out_unless_it_was_asked_for(t
     assert given.left_out["oracle"] == "dataset 'small' has no known truth"
     with pytest.raises(UsageError, match="known truth"):
         plan("fake", tmp_path, methods=["oracle", "all"], dataset=str(tmp_path / "small.toml"))
+
+
+BUILT_IN = [name for name in registry.names("method") if registry.origin("method", name).startswith("dep-bench")]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_method_is_told_of(name: str) -> None:
+    root = Path(__file__).parents[1]
+    assert f"### {name}\n" in (root / "docs" / "methods.md").read_text() or name in FLOORS
+    assert f"`{name}`" in (root / "README.md").read_text()
+
+
+FLOORS = {"copy-last", "copy-nearest", "mean-peer", "oracle"}
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if needs(n) == {Capability.TEXT}])
+def test_methods_ask_in_the_stages_that_they_tell(name: str) -> None:
+    """Under their defaults, on a world where nothing is missing; llm-trsr has a stage for its other paradigm too."""
+    small = world(users=8, history=14)
+    asked: list[str] = []
+
+    def run(requests: Sequence[Request], stage: str) -> list[Generation]:
+        asked.append(stage)
+        return [Generation(f"noted of {r.example_id}", 1, 1, "stop") for r in requests]
+
+    method = registry.load("method", name)()
+    requests = method.requests(small.test.examples, replace(context(small.population), stage_runner=run))
+    told = [stage.name for stage in method.about.stages if stage.name != "merge"]
+    assert list(dict.fromkeys([*asked, *(r.stage for r in requests)])) == told
