@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.errors import UsageError
+from bench.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from bench.method import Variant
@@ -37,11 +37,13 @@ def _registered(kind: str, more: Callable[[Any], dict[str, Any]]) -> list[dict[s
         origin = registry.origin(kind, name)
         try:
             thing = registry.load(kind, name)
-        except UsageError as error:
-            found.append({"name": name, "summary": f"broken: {error}", "from": origin})
-            continue
-        row: dict[str, Any] = {"name": name, "summary": _first_line(thing), **more(thing), "from": origin}
-        found.append({**row, "config": _knobs(thing.Config)})
+            row = {"name": name, "summary": _first_line(thing), **more(thing), "from": origin}
+            found.append({**row, "config": _knobs(thing.Config)})
+        except Exception as error:  # somebody's plug-in may be anything at all
+            told = (
+                error if isinstance(error, UsageError) else f"no {kind} ({type(error).__name__}: {first_line(error)})"
+            )
+            found.append({"name": name, "summary": f"broken: {told}", "from": origin})
     return found
 
 

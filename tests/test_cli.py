@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cli_world import FAKE, TINY, call, only_run, process, write_world
 
+from bench import registry
 from bench.engines.fake import FakeEngine
 from bench.engines.hf import HFEngine
 
@@ -307,3 +308,13 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     assert running.returncode == 130
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("stopped; ")
+
+
+def test_an_entry_point_that_names_no_method_hides_no_other(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = registry.load
+    monkeypatch.setattr(registry, "load", lambda kind, name: len if name == "rag" else real(kind, name))
+    code, out, _ = call(["list", "methods", "--json"], capsys)
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["rag"]["summary"].startswith("broken: no method")
+    assert rows["nonperso"]["config"] == {}

@@ -169,7 +169,14 @@ def test_what_is_saved_is_loaded_and_holds_nobodys_text(small: World, ctx: Conte
     assert numbers == sum(p.numel() for p in inner(method).parameters()) + 2  # and the two scales: no vectors
 
 
-def test_another_size_of_encoder_is_refused(small: World, ctx: Context, tmp_path: Path) -> None:
+def test_dropout_ends_with_training(small: World, ctx: Context) -> None:
+    """Without validation rows, the last thing that the module saw was a training step."""
+    method = fitted(small, ctx, max_dev=0)
+    first, second = (method.requests(small.test.examples[:1], ctx)[0].soft["persona"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_what_was_saved_in_part_is_refused(small: World, ctx: Context, tmp_path: Path) -> None:
     method = fitted(small, ctx)
     method.save(tmp_path)
     state = load_file(tmp_path / "adapter.safetensors")
