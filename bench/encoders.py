@@ -95,6 +95,7 @@ class Encoder:
         if self._model is not None:
             return
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         folder = str(local_folder(self.source))
@@ -107,7 +108,7 @@ class Encoder:
                 trust_remote_code=False,
                 local_files_only=True,
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             first = str(error).strip().partition("\n")[0][:200]
             raise UsageError(f"encoder {self.source.name} cannot be loaded by transformers: {first}") from error
         if self._tokenizer.pad_token_id is None:

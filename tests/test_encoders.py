@@ -291,6 +291,14 @@ def test_weights_that_transformers_cannot_read(tmp_path: Path, cache: Path) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_damaged_weights(tmp_path: Path, cache: Path) -> None:
+    folder = make_bert(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(UsageError, match="cannot be loaded by transformers") as caught:
+        encoder(folder).encode(["cat"])
+    assert "\n" not in str(caught.value)
+
+
 def test_values_that_are_not_finite(tmp_path: Path, cache: Path) -> None:
     one = encoder(make_bert(tmp_path / "m"))
     one.load()
