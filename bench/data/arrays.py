@@ -128,5 +128,6 @@ def expand(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
         counts: (ranges,) positions in each.
     """
     owners = np.repeat(np.arange(len(counts)), counts)
-    shifts = starts - (np.cumsum(counts) - counts)
-    return owners, np.arange(len(owners)) + shifts[owners]
+    places = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    places += np.arange(len(places))
+    return owners, places

@@ -42,14 +42,12 @@ class ReviewVectors:
 def segment_weights(distances: Floats, segments: Ints, count: int, weighting: Weighting, tau: float) -> Floats:
     """Weights of pairs that sum to one within each segment (a review's peers).
 
-    `distances` and `segments` have shape (pairs,); a segment without pairs is allowed. Where the formula is
+    `distances` and `segments` have shape (pairs,), the latter ascending; a segment without pairs is allowed. Where the formula is
     undefined (linear or share, with all distances zero) the weights are uniform.
     """
     if weighting in ("softmax", "share"):
         scaled = _shares(distances, segments, count) if weighting == "share" else distances / np.float32(tau)
-        top = np.full(count, -np.inf, np.float32)
-        np.maximum.at(top, segments, scaled)
-        raw: Floats = np.exp(scaled - top[segments])
+        raw: Floats = np.exp(scaled - _tops(scaled, segments))
     elif weighting == "linear":
         raw = distances.astype(np.float32)
     elif weighting == "inverse":
@@ -57,6 +55,14 @@ def segment_weights(distances: Floats, segments: Ints, count: int, weighting: We
     else:
         raw = np.ones(len(segments), np.float32)
     return _shares(raw, segments, count)
+
+
+def _tops(values: Floats, segments: Ints) -> Floats:
+    """The largest value of each one's segment (pairs,)."""
+    lengths = np.bincount(segments)
+    filled = lengths[lengths > 0]
+    tops: Floats = np.repeat(np.maximum.reduceat(values, np.cumsum(filled) - filled), filled) if len(values) else values
+    return tops
 
 
 def _shares(values: Floats, segments: Ints, count: int) -> Floats:

@@ -181,12 +181,15 @@ def prefix_means(timelines: Timelines, places: Ints, encoded: Encoded) -> Floats
     A timeline's texts are summed in blocks counted from its start. A mean is made of the blocks before its place and of
     the texts since the last of them, so it depends on those texts and their order alone: company changes no bit.
     """
+    import torch
+
     first, reach, owner = _spans(timelines, places)
     blocks, since = np.divmod(places - first[owner] + 1, _BLOCK)
     sums, begin = _sums_of_blocks(timelines, first, reach // _BLOCK, encoded)
     means = _sums(timelines, np.append(places - since + 1, 0), np.append(since, 0), encoded)
-    means[:-1] += sums[begin[owner] + blocks]
-    means[:-1] /= (blocks * _BLOCK + since).astype(np.float32)[:, None]
+    found = torch.from_numpy(means[:-1])
+    found += torch.from_numpy(sums).index_select(0, torch.from_numpy(begin[owner] + blocks))
+    found /= torch.from_numpy((blocks * _BLOCK + since).astype(np.float32))[:, None]
     return means
 
 

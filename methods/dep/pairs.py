@@ -30,10 +30,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.arrays.texts) + len(self.others)
 
-    def numbers(self, documents: Sequence[Document]) -> Ints:
-        """(len(documents),) the number of each document's text."""
+    def numbers(self, documents: Sequence[Document], found: Ints | None = None) -> Ints:
+        """(len(documents),) the number of each document's text; `found` is what the arrays' `find` says of them."""
         known = self.arrays.texts
-        found = self.arrays.find(documents)
+        found = self.arrays.find(documents) if found is None else found
         texts = np.where(found < 0, -1, self.arrays.text[found] if len(self.arrays) else -1)
         for place in np.flatnonzero(found < 0).tolist():
             text = documents[place].text
@@ -89,6 +89,7 @@ class Reviews:
         """Numbers of the reviews chosen for each example; raises ValueError where the two differ in length."""
         flat = [d for _, documents in zip(examples, chosen, strict=True) for d in documents]
         document = arrays.find(flat)
+        text = texts.numbers(flat, document)
         item = arrays.item[document] if len(arrays) else document.copy()
         for place in np.flatnonzero(document < 0).tolist():
             one = flat[place]
@@ -98,7 +99,7 @@ class Reviews:
             example=np.repeat(np.arange(len(examples)), [len(documents) for documents in chosen]),
             document=document,
             item=item,
-            text=texts.numbers(flat),
+            text=text,
             user=np.array([arrays.users.get(e.user_id, -1) for e in examples], np.int64),
             ends=arrays.ends(examples, cutoff),
         )
