@@ -13,13 +13,15 @@ import torch
 from method_world import World, context, said, world
 from tiny_engine import engine_of, lively_model, one_thread
 
+from bench.cells import plain_cell
+from bench.comparison import Entry
 from bench.config import build
 from bench.engines.hf import HFEngine
 from bench.errors import UsageError
 from bench.meter import Meter
 from bench.method import Context
 from bench.plan import RunConfig, make_plan
-from bench.runner import execute
+from bench.runner import execute, summary
 from bench.stages import StageCache
 from bench.testing import check_method
 from bench.types import Document, Example, Generation, Message, Request
@@ -69,7 +71,7 @@ def setting(
     small: World, engine: HFEngine, fails: Sequence[str] = (), **config: Any
 ) -> tuple[StyleVector, Context, Stages]:
     stages = Stages(fails)
-    method = StyleVector(StyleVectorConfig.model_validate({"generic_tokens": TOKENS, **config}))
+    method = StyleVector(StyleVectorConfig.model_validate({"generic_tokens": TOKENS, "alpha": 1.0, **config}))
     return method, context(small.population, engine, stage_runner=stages.run), stages
 
 
@@ -112,10 +114,9 @@ def by_definition(
 # -- the contract ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"scope": "target", "shown": 2, "positions": "all", "layer": 2}])
 def test_it_holds_to_the_contract(config: dict[str, Any]) -> None:
-    check_method(StyleVector, n_history=2, generic_tokens=6, **config)
+    check_method(StyleVector, n_history=2, generic_tokens=6, alpha=1.0, **config)
 
 
 # -- the vector ------------------------------------------------------------------------------------------------------
@@ -338,6 +339,22 @@ def test_a_run_finds_out_before_its_first_method(engine: HFEngine, tmp_path: Pat
     with pytest.raises(UsageError, match=r"stylevector\.layer=5"):
         execute(plan, report=lambda line: None)
     assert not list(tmp_path.rglob("records.jsonl"))
+
+
+def test_a_run_tells_what_reading_took(engine: HFEngine, tmp_path: Path) -> None:
+    """Which counts among what a text costs, beside the stage."""
+    overrides = ["planted.users=12", "planted.items=20", "stylevector.n_history=2", "stylevector.generic_tokens=6"]
+    config = run_config(tmp_path, model=engine.folder, overrides=overrides, limit=2, max_new_tokens=8)
+    plain, steered = execute(make_plan(config), report=lambda line: None)
+    assert "hidden_seconds" not in plain.totals
+    assert steered.totals["hidden_seconds"] > 0
+    assert steered.totals["stages"]["generic"]["calls"] == 4
+    elapsed = sum(steered.totals[f"{part}_seconds"] for part in ("wall", "hidden"))
+    elapsed += steered.totals["stages"]["generic"]["wall_seconds"]
+    rate = plain_cell(Entry("stylevector", (steered,), (None,)), "examples_per_second").value
+    assert rate == pytest.approx(2 / elapsed)
+    assert "hidden states read in" in summary(steered)
+    assert "hidden" not in summary(plain)
 
 
 def test_an_engine_without_hidden_states_is_refused_before_anything_loads(tmp_path: Path) -> None:

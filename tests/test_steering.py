@@ -100,7 +100,7 @@ def by_hand(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
 def test_states_are_those_that_transformers_gives_out_one_by_one(
     engine: Callable[[str], HFEngine], family: str
 ) -> None:
@@ -124,7 +124,7 @@ def test_the_last_layer_is_read_before_the_norm(llama: HFEngine) -> None:
         torch.testing.assert_close(normed, out.hidden_states[-1][0, -1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3_text", "gpt2"])
 def test_company_order_and_batch_size_change_no_state(engine: Callable[[str], HFEngine], family: str) -> None:
     made = engine(family)
     whole = made.hidden_states(TALKS, 2)
