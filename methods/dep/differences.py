@@ -42,8 +42,8 @@ class ReviewVectors:
 def segment_weights(distances: Floats, segments: Ints, count: int, weighting: Weighting, tau: float) -> Floats:
     """Weights of pairs that sum to one within each segment (a review's peers).
 
-    `distances` and `segments` have shape (pairs,), the latter ascending; a segment without pairs is allowed. Where the formula is
-    undefined (linear or share, with all distances zero) the weights are uniform.
+    `distances` and `segments` have shape (pairs,), the latter ascending; a segment without pairs is allowed. Where the
+    formula is undefined (linear or share, with all distances zero) the weights are uniform.
     """
     if weighting in ("softmax", "share"):
         scaled = _shares(distances, segments, count) if weighting == "share" else distances / np.float32(tau)
