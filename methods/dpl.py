@@ -11,7 +11,7 @@ from pydantic import Field
 from bench.config import Config
 from bench.method import FINAL_STAGE, About, Context, Method, Stage
 from bench.notes import part, write_notes
-from bench.prompts import conversation, fit_noted, fit_texts, render_documents, render_fields
+from bench.prompts import conversation, fit_noted, fit_prompt, fit_texts, render_documents, render_fields
 from bench.retrieval import retrieve
 from bench.types import Document, Example, Message, Request, Task
 from methods.intsum import describe
@@ -67,6 +67,7 @@ class Dpl(Method):
     """
 
     name = "dpl"
+    version = "2"
     Config = DplConfig
     about: ClassVar[About] = About(
         "Qiu, Findings of ACL",
@@ -121,7 +122,7 @@ class Dpl(Method):
         known = {e.id: pair for e, pair in zip(examples, zip(differences, past, strict=True), strict=True)}
 
         def build(example: Example, inner: Context) -> Sequence[Message] | None:
-            return summary_prompt(*known[example.id], inner, example.id)
+            return summary_prompt(example, *known[example.id], inner)
 
         return write_notes(examples, build, ctx, "summary", self.config.note_tokens)
 
@@ -231,28 +232,31 @@ def _written(task: Task, document: Document, called: str) -> str:
 
 
 def summary_prompt(
-    differences: Sequence[Document], past: Sequence[Document], ctx: Context, who: str
+    example: Example, differences: Sequence[Document], past: Sequence[Document], ctx: Context
 ) -> Sequence[Message] | None:
     """Asks for a summary of the user from differences (items, and what was noted as the text) and past documents.
 
-    None where there is neither. Over budget all texts are cut to one length. Raises UsageError, naming `who` it is
-    about, if not even their beginnings fit.
+    Both come newest first. None where there is neither. Over budget the oldest past documents go first, and then the
+    oldest differences: those are what the method is about.
     """
     if not differences and not past:
         return None
     task, noun = ctx.task, ctx.task.noun
 
-    def build(documents: Sequence[Document]) -> list[Message]:
-        noted, shown = documents[: len(differences)], documents[len(differences) :]
-        parts = [f"One user wrote these {noun}s."]
+    def build(noted: Sequence[Document], shown: Sequence[Document]) -> list[Message]:
+        parts = [f"One user wrote these {noun}s."] if shown else []
         if noted:
             parts = [f"These notes tell how {noun}s of one user differ from those of other users on the same items."]
             parts += [_difference(task, document, number) for number, document in enumerate(noted, 1)]
-            parts.append(f"The same user wrote these {noun}s.")
+            parts += [f"The same user wrote these {noun}s."] if shown else []
         parts += [render_documents(task, shown, f"Past {noun}"), describe(task)]
         return [Message("user", "\n\n".join(part for part in parts if part))]
 
-    return fit_texts(build, [*differences, *past], ctx, f"{who}: summarising its user")
+    if differences and ctx.engine.count_tokens(build(differences, [])) > ctx.max_prompt_tokens:
+        fitted = fit_prompt(lambda _, kept: build(kept, []), example, differences, ctx)
+        return fitted.messages if fitted.documents else None
+    fitted = fit_prompt(lambda _, kept: build(differences, kept), example, past, ctx)
+    return fitted.messages if differences or fitted.documents else None
 
 
 def _difference(task: Task, document: Document, number: int) -> str:

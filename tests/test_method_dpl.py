@@ -211,8 +211,8 @@ def test_every_prompt_keeps_to_its_budget_and_shows_all_it_compares() -> None:
     engine = FakeEngine()
     free = around(population, max_prompt_tokens=100_000)
     whole = {d.own.id: d for d in contrasts([one], free, DplConfig())[0]}
-    sizes = []
-    for budget in (4000, 2000, 1000, 700):
+    sizes, shown_in_summary = [], []
+    for budget in (4000, 2000, 1000, 700, 450, 300):
         ctx = around(population, max_prompt_tokens=budget)
         requests, stages = asked([one], ctx)
         every = [*stages.asked["difference"], *stages.asked["summary"], *requests]
@@ -222,18 +222,22 @@ def test_every_prompt_keeps_to_its_budget_and_shows_all_it_compares() -> None:
             contrast = whole[request.example_id.removeprefix(f"{one.id} ")]
             shown = said(request.messages)
             assert in_order(shown, [" ".join(d.text.split()[:5]) for d in (contrast.own, *contrast.others)])
-        summary = said(stages.asked["summary"][0].messages)
-        assert summary.count("Differences: [difference of") == summary.count("Past review") == 5
+        summary = "".join(said(r.messages) for r in stages.asked["summary"])
+        shown_in_summary.append((summary.count("Differences: [difference of"), summary.count("Past review")))
         assert item(one)[0] in said(requests[0].messages)
-    assert sizes[0] > sizes[-1]
+    assert sizes[0] > sizes[3]
+    assert shown_in_summary[0] == (5, 5)
+    assert shown_in_summary == sorted(shown_in_summary, reverse=True)
+    assert all(differences == 5 for differences, past in shown_in_summary if past)  # past reviews go first
+    assert 0 < shown_in_summary[-1][0] < 5
 
 
 def test_a_budget_that_holds_not_even_beginnings_is_the_users_to_raise() -> None:
     one, population = long_world()
     with pytest.raises(UsageError, match=r"u0/i4: comparing it with 4 others: .*--max-prompt-tokens 60; raise it"):
         asked([one], around(population, max_prompt_tokens=60))
-    with pytest.raises(UsageError, match=r"u0/i6: summarising its user: .*--max-prompt-tokens 60; raise it"):
-        asked([one], around(population, max_prompt_tokens=60), min_peers=99)
+    with pytest.raises(UsageError, match=r"u0/i6: what is asked takes .*--max-prompt-tokens 20; raise it"):
+        asked([one], around(population, max_prompt_tokens=20), min_peers=99)
 
 
 def test_a_task_without_items_fields_is_asked_in_its_own_words(small: World) -> None:
