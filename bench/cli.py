@@ -105,6 +105,16 @@ def _integers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option} {text!r} is not a comma-separated list of whole numbers, such as 0,1,2") from error
 
 
+def _given(flags: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """Those of a command's flags that stand on its command line."""
+    return {name: value for name, value in flags.items() if _stands(name, context)}
+
+
+def _stands(name: str, context: typer.Context) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -124,7 +134,11 @@ def _main(
 
 @app.command(short_help="Run methods on a dataset; ends with the leaderboard.")
 def run(
-    methods: Annotated[str, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep; or all.")],
+    context: typer.Context,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated, such as nonperso,rag,lora,dep; or all.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML that says what flags could; flags given beside it win.")
+    ] = None,
     ablate: Annotated[
         str | None, typer.Option(help="Ablations or single variants of the methods, such as controls; comma-separated.")
     ] = None,
@@ -150,11 +164,12 @@ def run(
 ) -> None:
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
     from bench.config import build
+    from bench.configfile import keep, read_config
     from bench.plan import RunConfig, make_plan
     from bench.preview import dry_run_text
 
-    given: dict[str, Any] = {
-        "methods": _names(methods),
+    flags: dict[str, Any] = {
+        "methods": _names(methods or ""),
         "ablate": _names(ablate or ""),
         "dataset": dataset,
         "model": model,
@@ -174,6 +189,9 @@ def run(
         "tracker": tracker.value,
         "dry_run": dry_run,
     }
+    given = flags if config is None else {"methods": [], **read_config(config), **_given(flags, context)}
+    if config is not None and overrides:
+        given["overrides"] = [*read_config(config).get("overrides", []), *overrides]
     plan = make_plan(build(RunConfig, given, "run"))
     if dry_run:
         typer.echo(dry_run_text(plan))
@@ -186,8 +204,71 @@ def run(
         return
     from bench.tables import leaderboards
 
+    typer.echo(f"config: {keep(plan)}", err=True)
     shown = [metric.name for metric in plan.metrics]
     _print_tables(leaderboards(execute(plan), metrics=shown, baseline=plan.baseline), Format.CONSOLE)
+
+
+@app.command(short_help="Run a published table again, with its figures beside ours.")
+def paper(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="dep-table1 or dpl-table1, or the path of an experiment's TOML file.")],
+    laptop: Annotated[bool, typer.Option("--laptop", help="Small models and few users, as the experiment says.")] = (
+        False
+    ),
+    size: Annotated[str | None, typer.Option(help="Which of the table's model sizes. [default: the first]")] = None,
+    datasets: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated: names of the table, other specs, or NAME=SPEC to take a name's place."),
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated. [default: the table's]")] = None,
+    model: Annotated[str | None, typer.Option(help="In place of the published one.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="In place of the published one.")] = None,
+    engine: Annotated[str | None, typer.Option(help="A name from `list engines`.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: the table's]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Test users of each dataset.")] = None,
+    train_limit: Annotated[int | None, typer.Option(min=1, help="Train and validation users.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma-separated.")] = None,
+    overrides: _Set = None,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = RUNS,
+    existing: Annotated[OnExisting, typer.Option(help="What to do with results already there.")] = OnExisting.RESUME,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Longest prompt.")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="How to write the table.")] = Format.CONSOLE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Runs, prompts, tokens and hours; no model loads.")
+    ] = False,
+) -> None:
+    """Run or resume what a published table needs, at the scale given, and print it with "paper" beside "ours"."""
+    from bench import experiments
+    from bench import paper as papers
+
+    flags: dict[str, Any] = {
+        "methods": _names(methods or ""),
+        "model": model,
+        "encoder": encoder,
+        "engine": engine,
+        "metrics": _names(metrics or ""),
+        "limit": limit,
+        "train_limit": train_limit,
+        "seeds": _integers(seeds or "", "--seeds"),
+        "out": out,
+        "existing": existing.value,
+        "overrides": overrides or [],
+        "max_new_tokens": max_new_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+    }
+    asked = papers.prepare(
+        experiments.load(name),
+        _given(flags, context),
+        datasets=_names(datasets or ""),
+        size=size,
+        laptop=laptop,
+    )
+    if dry_run:
+        typer.echo(papers.dry_run_text(asked))
+        return
+    _print_tables([papers.run(asked)], format_)
 
 
 @app.command("list", short_help="Show methods, datasets, models, metrics or engines.")

@@ -10,8 +10,8 @@ from bench.comparison import Entry, differing, flatten, own_label, printable, se
 from bench.estimates import Estimates, Options
 
 
-def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Options) -> list[str]:
-    """The footnotes of a table with these groups of rows, most important first."""
+def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Options, costs: bool = True) -> list[str]:
+    """The footnotes of a table with these groups of rows, most important first; `costs`: it shows what they cost."""
     counts = " / ".join(f"{group.examples} examples of {group.users} users" for group in groups)
     interval = f"95 % intervals: paired bootstrap over users, {options.resamples:,} resamples"
     enough = options.metrics and any(group.users > 1 for group in groups)
@@ -25,11 +25,12 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
     if ceilings := [entry.label for entry in entries if entry.ceiling]:
         verb = "knows" if len(ceilings) == 1 else "know"
         told.append(f"{', '.join(ceilings)} {verb} how the data were made: a ceiling, not ranked.")
-    told.append(
-        "ex/s: examples a second while generating, all stages; prompt tok/s: reading prompts; generated tok/s: "
-        "writing, both in the last stage; - where no model is asked or nothing was measured."
-    )
-    told += _stage_notes(entries)
+    if costs:
+        told.append(
+            "ex/s: examples a second while generating, all stages; prompt tok/s: reading prompts; generated tok/s: "
+            "writing, both in the last stage; - where no model is asked or nothing was measured."
+        )
+        told += _stage_notes(entries)
     return [*told, *_knob_notes(entries), *_identity_notes(entries, options)]
 
 
