@@ -164,7 +164,7 @@ def run(
 ) -> None:
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
     from bench.config import build
-    from bench.configfile import keep, read_config
+    from bench.configfile import keep, merged
     from bench.plan import RunConfig, make_plan
     from bench.preview import dry_run_text
 
@@ -189,9 +189,7 @@ def run(
         "tracker": tracker.value,
         "dry_run": dry_run,
     }
-    given = flags if config is None else {"methods": [], **read_config(config), **_given(flags, context)}
-    if config is not None and overrides:
-        given["overrides"] = [*read_config(config).get("overrides", []), *overrides]
+    given = flags if config is None else merged(config, _given(flags, context))
     plan = make_plan(build(RunConfig, given, "run"))
     if dry_run:
         typer.echo(dry_run_text(plan))

@@ -21,7 +21,7 @@ from bench.config import build
 from bench.errors import DataError, UnknownName, UsageError
 from bench.files import write_atomic
 from bench.keys import digest
-from bench.plan import Plan, RunConfig, dataset_part
+from bench.plan import ALL, Plan, RunConfig, part_of
 
 SET = "set"
 """Where a file says what --set says."""
@@ -65,6 +65,34 @@ def run_values(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
+def merged(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's values with those of the flags given beside it put over them; raises as `read_config`.
+
+    Assignments of both count, those of the flags last. Where flags name other methods, metrics, engine or dataset, what
+    the file sets of those that are left out goes with them.
+    """
+    values = {"methods": [], **read_config(path)}
+    old = [one for one in values.get("overrides", []) if part_set(one) not in _left_out(values, flags)]
+    return {**values, **flags, "overrides": [*old, *flags.get("overrides", [])]}
+
+
+def part_set(assignment: str) -> str:
+    """The part that NAME.KEY=VALUE sets a knob of; "" where it is of another form."""
+    return assignment.partition("=")[0].strip().rpartition(".")[0]
+
+
+def _left_out(values: Mapping[str, Any], flags: Mapping[str, Any]) -> set[str]:
+    """Parts that a file may have set and that the flags have put aside."""
+    left: set[str] = set()
+    for kind, key in (("method", "methods"), ("metric", "metrics"), ("engine", "engine")):
+        if key in flags:
+            wanted = [flags[key]] if isinstance(flags[key], str) else flags[key] or []
+            left |= set() if ALL in wanted else {*registry.names(kind)} - {*wanted}
+    if "dataset" in flags:
+        left |= {part_of(str(values.get("dataset", "")))} - {part_of(flags["dataset"])}
+    return left
+
+
 def _assignments(given: Any, where: str) -> Iterator[str]:
     if isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(one, str) for one in given):
         yield from given
@@ -106,7 +134,7 @@ def resolved(plan: Plan) -> dict[str, Any]:
 
 def _absolute(config: RunConfig) -> str:
     """A spec file's path from the root, as the config may be run from elsewhere; a name as it is."""
-    return config.dataset if dataset_part(config) == config.dataset else str(Path(config.dataset).resolve())
+    return config.dataset if part_of(config.dataset) == config.dataset else str(Path(config.dataset).resolve())
 
 
 def toml_text(values: Mapping[str, Any]) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import build
+from bench.configfile import part_set
 from bench.errors import UsageError
 from bench.experiments import Experiment
 from bench.papertable import Block, paper_table
-from bench.plan import RunConfig, make_plan
+from bench.plan import RunConfig, make_plan, part_of
 from bench.store import StoredRun, find_runs
 from bench.tables import Table
 from bench.workload import Workload, workloads
@@ -87,12 +88,15 @@ def prepare(
     values = published | (dict(experiment.laptop) if laptop else {}) | dict(given)
     sources: list[Mapping[str, Any]] = [published, experiment.laptop if laptop else {}, given]
     parts = {*values["methods"], *values["metrics"]}
-    ours = [one for source in sources[:2] for one in source.get("overrides", ()) if one.partition(".")[0] in parts]
+    ours = [one for source in sources[:2] for one in source.get("overrides", ()) if part_set(one) in parts]
     values["overrides"] = [*ours, *given.get("overrides", ())]
     chosen = [_dataset(experiment, text) for text in datasets or experiment.paper.datasets]
     cells = []
     for title, dataset, spec in chosen:
-        cells.append(Cell(title, dataset, build(RunConfig, {**values, "dataset": spec}, experiment.name)))
+        others = {part_of(other) for _, _, other in chosen} - {part_of(spec)}
+        own = [one for one in values["overrides"] if part_set(one) not in others]
+        config = build(RunConfig, {**values, "dataset": spec, "overrides": own}, experiment.name)
+        cells.append(Cell(title, dataset, config))
     if twice := sorted({cell.title for cell in cells if [c.title for c in cells].count(cell.title) > 1}):
         raise UsageError(f"--datasets names {', '.join(twice)} more than once; once is enough")
     exact = build(RunConfig, {**published, "dataset": cells[0].config.dataset}, experiment.name)

@@ -111,9 +111,7 @@ def _section(
     published = experiment.published
     columns = [Column("method", "method", "label")]
     for metric in published.metrics:
-        columns += [
-            Column(f"{metric}_{kind}", f"{metric} {kind}", "metric") for kind in ("paper", "ours", "difference")
-        ]
+        columns += [Column(f"{metric}_{kind}", f"{metric} {kind}", "metric") for kind in ("paper", "ours", "diff")]
     several = len({size for size, _ in published.rows}) > 1
     rows: list[Row] = []
     taken: set[str] = set()

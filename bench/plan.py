@@ -163,8 +163,13 @@ def _missing(needs: Collection[Capability], engine: type[Engine]) -> list[str]:
 
 
 def dataset_part(config: RunConfig) -> str:
-    """How the dataset is called in --set: its name, or its spec file's without the ending."""
-    return Path(config.dataset).stem if config.dataset.endswith(".toml") else config.dataset
+    """How the dataset is called in --set."""
+    return part_of(config.dataset)
+
+
+def part_of(dataset: str) -> str:
+    """How a dataset is called in --set: its name, or its spec file's without the ending."""
+    return Path(dataset).stem if dataset.endswith(".toml") else dataset
 
 
 def check_parts(overrides: Mapping[str, Any], parts: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.config import build
-from bench.configfile import CONFIGS, keep, read_config, resolved, run_values, toml_text
+from bench.configfile import CONFIGS, keep, merged, read_config, resolved, run_values, toml_text
 from bench.data.spec import spec_files
 from bench.errors import DataError, UnknownName, UsageError
 from bench.plan import RunConfig, make_plan
@@ -121,7 +121,8 @@ def test_a_spec_file_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest
     spec = tmp_path / "mine.toml"
     spec.write_text(spec_files()["planted"].read_text().replace('name = "planted"', 'name = "mine"'))
     monkeypatch.chdir(tmp_path)
-    plan = make_plan(config(tmp_path).model_copy(update={"dataset": "mine.toml", "overrides": ("mine.users=13", "mine.items=20")}))
+    knobs = ("mine.users=13", "mine.items=20")
+    plan = make_plan(config(tmp_path).model_copy(update={"dataset": "mine.toml", "overrides": knobs}))
     text = keep(plan).read_text()
     monkeypatch.chdir("/")
     other = make_plan(again(text))
@@ -141,3 +142,20 @@ def test_a_plain_run_keeps_its_config_too(tmp_path: Path, capsys: pytest.Capture
     assert code == 0, err
     (kept,) = (tmp_path / CONFIGS).iterdir()
     assert tomllib.loads(kept.read_text())["set"][-1] == TINY[-1]
+
+
+def test_what_flags_leave_out_takes_its_knobs_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        'methods = ["rag", "dpl"]\ndataset = "planted"\nengine = "fake"\n'
+        'set = ["rag.k=3", "dpl.k=2", "bertscore.batch_size=8", "planted.users=12", "fake.max_batch=2", "typo.k=1"]\n'
+    )
+    flags = {"methods": ["rag", "pag"], "overrides": ["rag.k=1"]}
+    kept = ["rag.k=3", "bertscore.batch_size=8", "planted.users=12", "fake.max_batch=2", "typo.k=1", "rag.k=1"]
+    assert merged(path, flags)["overrides"] == kept
+    assert merged(path, {"methods": ["all"]})["overrides"] == read_config(path)["overrides"]
+    assert merged(path, {"metrics": ["rouge1"]})["overrides"][-1] == "typo.k=1"
+    assert "bertscore.batch_size=8" not in merged(path, {"metrics": ["rouge1"]})["overrides"]
+    assert "planted.users=12" not in merged(path, {"dataset": "x/mine.toml"})["overrides"]
+    assert "fake.max_batch=2" not in merged(path, {"engine": "hf"})["overrides"]
+    assert merged(path, {"dataset": "planted", "engine": "fake"})["overrides"] == read_config(path)["overrides"]
