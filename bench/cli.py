@@ -202,9 +202,10 @@ def run(
         return
     from bench.tables import leaderboards
 
-    typer.echo(f"config: {keep(plan)}", err=True)
+    kept = keep(plan)
     shown = [metric.name for metric in plan.metrics]
     _print_tables(leaderboards(execute(plan), metrics=shown, baseline=plan.baseline), Format.CONSOLE)
+    typer.echo(f"again: python -m bench run --config {kept}", err=True)
 
 
 @app.command(short_help="Run a published table again, with its figures beside ours.")

@@ -142,7 +142,7 @@ def run(paper: PaperRun) -> Table:
     plans = [make_plan(cell.config) for cell in paper.cells]
     blocks = []
     for cell, plan in zip(paper.cells, plans, strict=True):
-        say(f"== {cell.title}: {len(plan.planned)} methods x {len(plan.config.seeds)} seeds; config: {keep(plan)}")
+        say(f"== {cell.title}: {len(plan.planned)} methods x {len(plan.config.seeds)} seeds, config {keep(plan)}")
         blocks.append(Block(cell.title, cell.dataset, execute(plan)))
     return paper_table(paper.experiment, paper.size, paper.scale, blocks)
 

@@ -109,7 +109,7 @@ def test_flags_win_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "2 examples of 2 users" in out
     assert "rag (k=1)" in out
     (kept,) = (tmp_path / "runs" / CONFIGS).iterdir()
-    assert f"config: {kept}" in err
+    assert err.endswith(f"again: python -m bench run --config {kept}\n")
     code, out_again, err = call(["run", "--config", kept], capsys)
     assert code == 0
     assert out_again == out

@@ -82,8 +82,9 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(tmp_path: Path
         for path in (source / package).rglob("*")
         if path.is_file()
     }
-    specs = {f"bench/data/specs/{path.name}" for path in (source / "datasets").glob("*.toml")}
-    assert held == code | specs
+    shipped = {"specs": "datasets", "experiments": "experiments", "published": "results/paper"}
+    data = {f"bench/data/{name}/{p.name}" for name, folder in shipped.items() for p in (source / folder).iterdir()}
+    assert held == code | data
     assert "bench/data/specs/planted.toml" in held
     assert any(name.endswith(".toml") and name.startswith("bench/data/planted") for name in held)
     assert {name.partition("/")[0] for name in held} == {"bench", "methods"}
