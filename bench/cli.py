@@ -263,6 +263,10 @@ def table(
         typer.Option(help="Method or row to take differences to. [default: an ablation's full method, else nonperso]"),
     ] = None,
     mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
+    wins: Annotated[bool, typer.Option("--wins", help="Also users won, tied, lost against the baseline.")] = False,
+    detectable: Annotated[
+        bool, typer.Option("--detectable", help="Also the smallest difference that these users would show.")
+    ] = False,
 ) -> None:
     """Render leaderboards from stored records alone."""
     from bench.errors import UnknownName, UsageError
@@ -279,7 +283,7 @@ def table(
     if dataset is not None and not found:
         raise UnknownName(f"dataset under {runs}", dataset, {run.dataset for run in listing.runs})
     wanted = None if metrics is None else _names(metrics)
-    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed)
+    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed, wins=wins, detectable=detectable)
     _print_tables(tables, Format.JSON if as_json else format_)
 
 

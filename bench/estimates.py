@@ -29,6 +29,10 @@ class Options:
     resamples: int
     seed: int
     notes: list[str] = field(default_factory=list)
+    wins: bool = False
+    """Whether to show users won, tied and lost."""
+    detectable: bool = False
+    """Whether to show the smallest detectable differences."""
 
     @property
     def ranked(self) -> list[str]:
