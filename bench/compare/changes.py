@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from bench.types import FieldValue
 
 @dataclass(frozen=True)
 class Change:
-    """One example. Texts are those of one seed a side (see `shown_seeds`)."""
+    """One example. Texts are those of one seed a side (see `_shown`)."""
 
     example_id: str
     user_id: str
@@ -36,12 +37,9 @@ class Change:
     shown_a: float
     """Score of the very text that is shown."""
     shown_b: float
-
-
-def shown_seeds(a: Side, b: Side) -> tuple[object, object]:
-    """The first seed that both sides have, else the first of each."""
-    both = [seed for seed in a.entry.seeds if seed in b.entry.seeds]
-    return (both[0], both[0]) if both else (a.entry.seeds[0], b.entry.seeds[0])
+    seed_a: Any
+    """Of the text that is shown."""
+    seed_b: Any
 
 
 def most_changed(a: Side, b: Side, info: MetricInfo, axis: Axis, count: int) -> tuple[list[Change], str | None]:
@@ -62,37 +60,48 @@ def most_changed(a: Side, b: Side, info: MetricInfo, axis: Axis, count: int) -> 
     size = np.abs(np.concatenate([first, second])).max(axis=0)
     ids = list(axis.examples)
     order = [i for i in np.argsort(-np.nan_to_num(gaps), kind="stable") if gaps[i] > TIE * size[i]]
-    seeds = shown_seeds(a, b)
-    places = a.entry.seeds.index(seeds[0]), b.entry.seeds.index(seeds[1])
     texts = [
-        {record["example_id"]: record for record in side.entry.runs[place].records}
-        for side, place in zip((a, b), places, strict=True)
+        [{record["example_id"]: str(record["text"]) for record in run.records} for run in side.entry.runs]
+        for side in (a, b)
     ]
     asked = {example.id: example for example in dataset.test.examples}
     fields = [one for one in dataset.task.fields if not one.shortenable]
     found = []
     for i in order[:count]:
         example = asked[ids[i]]
+        one, other = _shown(a, b, first[:, i], second[:, i])
         found.append(
             Change(
                 example.id,
                 example.user_id,
                 {one.label: example.fields.get(one.name) for one in fields},
                 dataset.test.references[example.id],
-                str(texts[0][example.id]["text"]),
-                str(texts[1][example.id]["text"]),
+                texts[0][one][example.id],
+                texts[1][other][example.id],
                 float(first[:, i].mean()),
                 float(second[:, i].mean()),
-                float(first[places[0], i]),
-                float(second[places[1], i]),
+                float(first[one, i]),
+                float(second[other, i]),
+                a.entry.seeds[one],
+                b.entry.seeds[other],
             )
         )
     return found, None
+
+
+def _shown(a: Side, b: Side, first: Floats, second: Floats) -> tuple[int, int]:
+    """Places of the seeds whose texts are shown: of those that both sides have, the one that shows the change best.
+
+    Without a common seed, the first of each side. `first` and `second` (seeds,) are one example's scores.
+    """
+    seeds = [(a.entry.seeds.index(seed), place) for place, seed in enumerate(b.entry.seeds) if seed in a.entry.seeds]
+    sign = 1.0 if second.mean() > first.mean() else -1.0
+    return max(seeds, key=lambda pair: sign * (second[pair[1]] - first[pair[0]]), default=(0, 0))
 
 
 def _per_text(side: Side, info: MetricInfo, axis: Axis) -> Floats:
     """(seeds, examples): the score of each text, NaN where it has none."""
     values = values_of(side.entry, info.name, axis.examples, info.reducer)
     known = ~np.isnan(values).any(axis=2)
-    scores = REDUCERS[info.reducer](np.nan_to_num(values), known.astype(np.float64))
+    scores = REDUCERS[info.reducer](np.nan_to_num(values), np.asarray(known, dtype=np.float64))
     return np.where(known, scores, np.nan)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.cells import wins_of
-from bench.compare.changes import Change, most_changed, shown_seeds
+from bench.compare.changes import Change, most_changed
 from bench.compare.sides import A, B, Clash, Side, common_metrics, find_side, refuse_incomparable
 from bench.errors import UnknownName, UsageError
 from bench.estimates import Axis, example_axis, make_options, values_of
@@ -68,8 +68,6 @@ class Comparison:
     by_reducer: str
     wanted: int
     """Examples that were asked for."""
-    seeds: tuple[object, object]
-    """Of the texts that are shown, for A and B."""
     changes: tuple[Change, ...] = ()
     left_out: str | None = None
     """Why no examples are shown; None if they are, or if none were asked for."""
@@ -122,7 +120,6 @@ def compare_sides(
         by=by,
         by_reducer=infos.infos[by].reducer,
         wanted=examples,
-        seeds=shown_seeds(a, b),
         changes=tuple(changes),
         left_out=reason,
     )

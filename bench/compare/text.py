@@ -12,7 +12,7 @@ from bench.compare.changes import Change
 from bench.compare.figures import Comparison, MetricTest
 from bench.compare.sides import A, B, Side
 from bench.compare.wrap import beside, wrap
-from bench.comparison import own_label, printable, shown
+from bench.comparison import differing, own_label, printable, settings, shown
 from bench.errors import UnknownName
 from bench.render import escape_markdown
 from bench.stats import Estimate, SeedSpread
@@ -78,6 +78,8 @@ def notes(found: Comparison) -> list[str]:
     told = []
     if found.clashes:
         told.append(f"Compared in spite of (--mixed): {'; '.join(map(str, found.clashes))}.")
+    if own := _differing(found):
+        told.append(f"A and B differ in {own}.")
     told += [
         f"B - A with its 95 % interval: paired bootstrap over users, {found.resamples:,} resamples. p: paired "
         f"permutation test over users, two-sided; p Holm: corrected over the {len(found.tests)} metrics; !: below "
@@ -93,6 +95,18 @@ def notes(found: Comparison) -> list[str]:
     if neutral:
         told.append(f"Neither high nor low is better: {printable(', '.join(neutral))}.")
     return [*told, *_seed_notes(found), *_missing_notes(found)]
+
+
+def _differing(found: Comparison) -> str:
+    """Knobs in which two sides of one method differ."""
+    runs = found.a.entry.runs[0], found.b.entry.runs[0]
+    if runs[0].method != runs[1].method:
+        return ""
+    a, b = map(settings, runs)
+    told = [
+        f"{path.removeprefix('config.')} (A: {shown(a.get(path))}, B: {shown(b.get(path))})" for path in differing(a, b)
+    ]
+    return printable(", ".join(told))
 
 
 def _seed_notes(found: Comparison) -> list[str]:
@@ -186,7 +200,7 @@ def _value(value: Any) -> str:
 
 
 def _texts(change: Change, found: Comparison) -> list[tuple[str, Side, float, object]]:
-    return [(A, found.a, change.shown_a, found.seeds[0]), (B, found.b, change.shown_b, found.seeds[1])]
+    return [(A, found.a, change.shown_a, change.seed_a), (B, found.b, change.shown_b, change.seed_b)]
 
 
 def _head(letter: str, side: Side, score: float, seed: object, found: Comparison) -> str:
@@ -243,7 +257,6 @@ def as_json(found: Comparison) -> str:
         "by": found.by,
         "changes": [asdict(change) for change in found.changes],
         "changes_left_out": found.left_out,
-        "shown_seeds": list(found.seeds),
     }
     return json.dumps(told, indent=1, ensure_ascii=True, allow_nan=False)
 
