@@ -61,7 +61,7 @@ def most_changed(a: Side, b: Side, info: MetricInfo, axis: Axis, count: int) -> 
     ids = list(axis.examples)
     order = [i for i in np.argsort(-np.nan_to_num(gaps), kind="stable") if gaps[i] > TIE * size[i]]
     texts = [
-        [{record["example_id"]: str(record["text"]) for record in run.records} for run in side.entry.runs]
+        [{record["example_id"]: str(record.get("text") or "") for record in run.records} for run in side.entry.runs]
         for side in (a, b)
     ]
     asked = {example.id: example for example in dataset.test.examples}
