@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from bench.comparison import Entry
 from bench.estimates import PValue
-from bench.stats import Estimate
+from bench.stats import Estimate, Scored, SeedSpread, Wins
+from bench.store import MetricInfo
 
 EMPTY = "-"
 LEVEL = 0.05
@@ -39,6 +40,12 @@ class Cell:
     """Of a difference alone."""
     p_holm: float | None = None
     """Corrected for the other differences of its section."""
+    spread: SeedSpread | None = None
+    """Of a score over seeds, where there are several."""
+    wins: Wins | None = None
+    """Of a difference: users who are better off than with the baseline, as well, and worse."""
+    detectable: float | None = None
+    """Of a difference: the smallest that these users would show."""
     mark: Mark = Mark.NONE
 
 
@@ -61,13 +68,52 @@ def estimate_cell(estimate: Estimate | None, reducer: str, sign: bool = False) -
     return Cell(text, estimate.value, estimate.low, estimate.high, estimate.users, estimate.missing)
 
 
-def difference_cell(estimate: Estimate | None, reducer: str, test: PValue | None = None) -> Cell:
+def score_cell(scored: Scored | None, reducer: str) -> Cell:
+    """A score with its interval over users and, where there are several seeds, its standard deviation over them."""
+    cell = estimate_cell(scored.score if scored else None, reducer)
+    if scored is None or scored.spread is None or cell.value is None:
+        return cell
+    return replace(cell, text=f"{cell.text} sd {number(scored.spread.sd, reducer)}", spread=scored.spread)
+
+
+def difference_cell(scored: Scored | None, info: MetricInfo, test: PValue | None = None) -> Cell:
     """A difference with its interval and, where it was tested, its corrected p, which alone decides on the mark."""
-    cell = estimate_cell(estimate, reducer, sign=True)
-    if test is None or cell.value is None:
+    cell = estimate_cell(scored.difference if scored else None, info.reducer, sign=True)
+    if scored is None or cell.value is None:
+        return cell
+    cell = replace(cell, wins=wins_of(scored, info), detectable=scored.detectable)
+    if test is None:
         return cell
     mark = Mark.CLEAR if test.holm < LEVEL else Mark.NONE
     return replace(cell, text=f"{cell.text} {p_text(test.holm)}", p=test.raw, p_holm=test.holm, mark=mark)
+
+
+def wins_of(scored: Scored, info: MetricInfo) -> Wins | None:
+    """Wins by the metric's good side; None for a metric without one, and for a corpus metric."""
+    if scored.wins is None or info.higher_is_better is None:
+        return None
+    return scored.wins if info.higher_is_better else scored.wins.turned()
+
+
+def wins_cell(difference: Cell) -> Cell:
+    """Wins, ties and losses of a difference's cell."""
+    wins = difference.wins
+    return Cell() if wins is None else Cell(wins_text(wins), wins_text(wins))
+
+
+def wins_text(wins: Wins) -> str:
+    return f"{wins.wins}/{wins.ties}/{wins.losses}"
+
+
+def detectable_cell(difference: Cell, reducer: str) -> Cell:
+    """The smallest detectable difference of a difference's cell."""
+    size = difference.detectable
+    return Cell() if size is None else Cell(number(size, reducer), size)
+
+
+def number(value: float, reducer: str, sign: bool = False) -> str:
+    """A score of a metric with this reducer, or a difference of two, as people read it."""
+    return _number(value, _decimals(reducer), sign)
 
 
 def p_text(p: float) -> str:

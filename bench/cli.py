@@ -49,6 +49,14 @@ class Format(enum.StrEnum):
     JSON = "json"
 
 
+class CompareFormat(enum.StrEnum):
+    """How a comparison is written."""
+
+    CONSOLE = "console"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
 class OnExisting(enum.StrEnum):
     """What to do with results that are already there."""
 
@@ -343,6 +351,10 @@ def table(
         typer.Option(help="Method or row to take differences to. [default: an ablation's full method, else nonperso]"),
     ] = None,
     mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
+    wins: Annotated[bool, typer.Option("--wins", help="Also users won, tied, lost against the baseline.")] = False,
+    detectable: Annotated[
+        bool, typer.Option("--detectable", help="Also the smallest difference that these users would show.")
+    ] = False,
 ) -> None:
     """Render leaderboards from stored records alone."""
     from bench.errors import UnknownName, UsageError
@@ -359,8 +371,27 @@ def table(
     if dataset is not None and not found:
         raise UnknownName(f"dataset under {runs}", dataset, {run.dataset for run in listing.runs})
     wanted = None if metrics is None else _names(metrics)
-    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed)
+    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed, wins=wins, detectable=detectable)
     _print_tables(tables, Format.JSON if as_json else format_)
+
+
+@app.command(short_help="Test two stored methods against each other, and show where they differ.")
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run, or of one method's seeds: the baseline.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The same of what is compared with it.")],
+    format_: Annotated[CompareFormat, typer.Option("--format", help="How to write it.")] = CompareFormat.CONSOLE,
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: all that both have]")] = None,
+    by: Annotated[str | None, typer.Option(help="Metric that chooses the examples. [default: the first]")] = None,
+    examples: Annotated[int, typer.Option(min=0, help="Examples to show, those that changed most; 0 for none.")] = 5,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Compare sides that were made under other settings.")] = False,
+) -> None:
+    """Test the difference of two stored sides on each metric, then show the examples that changed most."""
+    from bench.compare import compare_sides, report
+
+    wanted = None if metrics is None else _names(metrics)
+    found = compare_sides(a, b, metrics=wanted, by=by, examples=examples, mixed=mixed)
+    typer.echo(report(found, "json" if as_json else format_.value), nl=False)
 
 
 @app.command(short_help="Look inside a fitted method, from a stored run.")

@@ -29,6 +29,10 @@ class Options:
     resamples: int
     seed: int
     notes: list[str] = field(default_factory=list)
+    wins: bool = False
+    """Whether to show users won, tied and lost."""
+    detectable: bool = False
+    """Whether to show the smallest detectable differences."""
 
     @property
     def ranked(self) -> list[str]:
@@ -87,22 +91,38 @@ def _place(info: MetricInfo) -> tuple[int, int, str]:
     return known, (True, False, None).index(info.higher_is_better), info.name
 
 
-def estimate(entries: Sequence[Entry], options: Options) -> Estimates:
-    """Bootstrap and permutation tests of each metric over the users of these rows."""
+@dataclass(frozen=True)
+class Axis:
+    """The examples of some rows, and whose they are."""
+
+    examples: Mapping[str, int]
+    """Example id -> place."""
+    users: NDArray[np.intp]
+    """(examples,): each example's user as 0, 1, 2, ..."""
+
+
+def example_axis(entries: Sequence[Entry]) -> Axis:
+    """All examples that any run of these rows has, by id."""
     owners: dict[str, str] = {}
     for entry in entries:
         for run in entry.runs:
             for record in run.records:
                 owners[record["example_id"]] = str(record.get("user_id", record["example_id"]))
     examples = {example: index for index, example in enumerate(sorted(owners))}
-    user_index = {user: index for index, user in enumerate(sorted(set(owners.values())))}
-    users = np.array([user_index[owners[example]] for example in examples], dtype=np.intp)
+    places = {user: index for index, user in enumerate(sorted(set(owners.values())))}
+    return Axis(examples, np.array([places[owners[example]] for example in examples], dtype=np.intp))
+
+
+def estimate(entries: Sequence[Entry], options: Options) -> Estimates:
+    """Bootstrap and permutation tests of each metric over the users of these rows."""
+    axis = example_axis(entries)
+    examples, users = axis.examples, axis.users
     baseline = baseline_label(entries, options.baseline)
     by_metric: dict[str, dict[str, Scored]] = {}
     raw: dict[tuple[str, str], float] = {}
     for name in options.metrics:
         reducer = options.infos[name].reducer
-        values = {e.label: _values(e, name, examples, reducer) for e in entries if name in e.metric_names}
+        values = {e.label: values_of(e, name, examples, reducer) for e in entries if name in e.metric_names}
         by_metric[name] = paired_bootstrap(
             values,
             users,
@@ -117,7 +137,7 @@ def estimate(entries: Sequence[Entry], options: Options) -> Estimates:
     tests = {
         key: PValue(p, corrected) for (key, p), corrected in zip(raw.items(), holm(list(raw.values())), strict=True)
     }
-    return Estimates(by_metric, tests, len(user_index), len(examples), baseline)
+    return Estimates(by_metric, tests, len(set(users.tolist())), len(examples), baseline)
 
 
 def _tested(
@@ -157,7 +177,7 @@ def _of(entries: Sequence[Entry], method: str) -> list[str]:
     return [entry.label for entry in entries if entry.method == method and entry.variant is None]
 
 
-def _values(entry: Entry, metric: str, examples: Mapping[str, int], reducer: str) -> Floats:
+def values_of(entry: Entry, metric: str, examples: Mapping[str, int], reducer: str) -> Floats:
     """(seeds, examples, numbers of the reducer), NaN where there is no value."""
     array = np.full((len(entry.runs), len(examples), DIMENSIONS[reducer]), np.nan)
     for index, (run, scores) in enumerate(zip(entry.runs, entry.scores, strict=True)):

@@ -20,7 +20,11 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
         told.append(_tests(groups, options))
     if any(len(entry.runs) > 1 for entry in entries):
         seeds = sorted({str(seed) for entry in entries for seed in entry.seeds})
-        told.append(f"Scores and training seconds are means over seeds ({', '.join(seeds)}).")
+        told.append(
+            f"Scores and training seconds are means over seeds ({', '.join(seeds)}); sd: standard deviation over "
+            "seeds, which is no part of the interval."
+        )
+    told += _shape_notes(groups, options)
     told += _metric_notes(entries, groups, options)
     if ceilings := [entry.label for entry in entries if entry.ceiling]:
         verb = "knows" if len(ceilings) == 1 else "know"
@@ -42,6 +46,22 @@ def _tests(groups: Sequence[Estimates], options: Options) -> str:
         f"Holm-corrected over the {families} differences of ranked rows in metrics that have a good side; "
         f"marked: p < {LEVEL}."
     )
+
+
+def _shape_notes(groups: Sequence[Estimates], options: Options) -> list[str]:
+    """How to read the sections that stand beside the differences."""
+    told = []
+    if options.wins and any(group.baseline is not None for group in groups):
+        told.append(
+            "Won/tied/lost: users whose mean over examples and seeds is better than, equal to or worse than the "
+            "baseline's; - for corpus metrics and those without a good side."
+        )
+    if options.detectable and any(group.baseline is not None for group in groups):
+        told.append(
+            "Smallest detectable difference: the least that a two-sided paired test at 5 % would find with a power of "
+            "80 %, from the spread of the users' differences, before correction; - where they have none."
+        )
+    return told
 
 
 def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Options) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TextIO
 
 from bench.cells import LEVEL, Cell, Mark
@@ -309,8 +309,10 @@ def _objects(table: Table) -> list[dict[str, Any]]:
             cells = {column.key: cell for column, cell in zip(section.columns, row.cells, strict=True)}
             key = (section.group, cells["method"].value)
             metrics = {c.key: _raw(cells[c.key]) for c in section.columns if c.kind == "metric"}
+            if section.repeats:
+                continue
             if section.baseline is not None:
-                told = {name: raw | {"p": cells[name].p, "p_holm": cells[name].p_holm} for name, raw in metrics.items()}
+                told = {name: raw | _tested(cells[name]) for name, raw in metrics.items()}
                 rows[key]["difference"] = {"baseline": section.baseline, "metrics": told}
                 continue
             plain = {c.key: cells[c.key].value for c in section.columns if c.kind != "metric"}
@@ -319,10 +321,22 @@ def _objects(table: Table) -> list[dict[str, Any]]:
                 "group": section.group,
                 **plain,
                 "ceiling": row.ceiling,
-                "metrics": metrics,
+                "metrics": {name: raw | _spread(cells[name]) for name, raw in metrics.items()},
                 "difference": None,
             }
     return list(rows.values())
+
+
+def _spread(cell: Cell) -> dict[str, Any]:
+    """What a score has and a difference has not."""
+    sd, seeds = (None, None) if cell.spread is None else (cell.spread.sd, cell.spread.seeds)
+    return {"seed_sd": sd, "seed_n": seeds}
+
+
+def _tested(cell: Cell) -> dict[str, Any]:
+    """What a difference has and a score has not."""
+    wins = None if cell.wins is None else asdict(cell.wins)
+    return {"p": cell.p, "p_holm": cell.p_holm, "wins": wins, "detectable": cell.detectable}
 
 
 def _raw(cell: Cell) -> dict[str, Any]:
@@ -350,12 +364,15 @@ def csv_text(tables: Sequence[Table]) -> str:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     line = {key: value for key, value in row.items() if key not in ("metrics", "difference")}
     for name, raw in row["metrics"].items():
-        line |= {name: raw["value"], **{f"{name}_{part}": raw[part] for part in ("low", "high", "users", "missing")}}
+        line[name] = raw["value"]
+        line |= {f"{name}_{part}": raw[part] for part in ("low", "high", "users", "missing", "seed_sd", "seed_n")}
     difference = row["difference"] or {"baseline": None, "metrics": {}}
     line["baseline"] = difference["baseline"]
     for name, raw in difference["metrics"].items():
-        values = {f"{name}_difference_{part}": raw[part] for part in ("low", "high", "users", "p", "p_holm")}
-        line |= {f"{name}_difference": raw["value"], **values}
+        counts = raw["wins"] or dict.fromkeys(("wins", "ties", "losses"))
+        told = {part: raw[part] for part in ("low", "high", "users", "p", "p_holm", "detectable")} | counts
+        line |= {f"{name}_difference": raw["value"]}
+        line |= {f"{name}_difference_{part}": value for part, value in told.items()}
     return line
 
 

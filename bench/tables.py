@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.cells import COSTS, Cell, Mark, difference_cell, estimate_cell, label_cell, plain_cell
+from bench.cells import (
+    COSTS,
+    Cell,
+    Mark,
+    detectable_cell,
+    difference_cell,
+    label_cell,
+    plain_cell,
+    score_cell,
+    wins_cell,
+)
 from bench.comparison import Entry, clashes, group_mixed, make_entries, mark_mixed, printable, refuse_clashes
 from bench.errors import UsageError
 from bench.estimates import Estimates, Options, estimate, make_options
@@ -34,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """One grid: scores and cost, or the differences to a baseline."""
+    """One grid: scores and cost, or the differences to a baseline, or what is told of these apart."""
 
     title: str
     group: str
@@ -43,6 +53,8 @@ class Section:
     rows: tuple[Row, ...]
     baseline: str | None = None
     """Label of the row that others are compared with; None for scores."""
+    repeats: bool = False
+    """Whether its figures are those of the differences in another shape, which formats for machines have already."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ def leaderboards(
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
     mixed: bool = False,
+    wins: bool = False,
+    detectable: bool = False,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> list[Table]:
@@ -74,6 +88,8 @@ def leaderboards(
             metrics=metrics,
             baseline=baseline,
             mixed=mixed,
+            wins=wins,
+            detectable=detectable,
             resamples=resamples,
             seed=seed,
         )
@@ -87,6 +103,8 @@ def leaderboard(
     metrics: Sequence[str] | None = None,
     baseline: str | None = None,
     mixed: bool = False,
+    wins: bool = False,
+    detectable: bool = False,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> Table:
@@ -95,12 +113,14 @@ def leaderboard(
     `metrics` chooses and orders the metrics (default: all that any run has); `baseline` is a method or a row's label
     (default: the full method of an ablation, else nonperso, if there). Raises UsageError if rows differ in split,
     engine, sampling, prompt budget or metric signature, unless `mixed`, which groups them by split and model and marks
-    what else differs; UnknownName for a metric or baseline that no run has.
+    what else differs; UnknownName for a metric or baseline that no run has. `wins` and `detectable` add a section each
+    to the differences: users better off, as well and worse; the smallest difference that would be seen.
     """
     if len({run.dataset for run in runs}) != 1:
         raise UsageError("a leaderboard shows the runs of one dataset")
     entries = make_entries(runs)
     options = make_options(entries, metrics, baseline, resamples, seed)
+    options.wins, options.detectable = wins, detectable
     found = clashes(entries, options.metrics)
     groups: list[tuple[str, list[Entry]]] = [("", entries)]
     if mixed:
@@ -116,7 +136,7 @@ def leaderboard(
     for title, rows, scores in scored:
         sections.append(_score_section(title, rows, scores, columns, options))
         if scores.baseline is not None and len(rows) > 1 and options.metrics:
-            sections.append(_difference_section(title, rows, scores, options))
+            sections += _difference_sections(title, rows, scores, options)
     told = [*notes(entries, [scores for _, _, scores in scored], options), *options.notes]
     name = printable(runs[0].dataset)
     return Table(f"Leaderboard: {name}", name, tuple(sections), tuple(told))
@@ -150,7 +170,7 @@ def _score_section(
         for column in columns:
             if column.kind == "metric":
                 scored = scores.by_metric[column.key].get(entry.label)
-                cell = estimate_cell(scored.score if scored else None, options.infos[column.key].reducer)
+                cell = score_cell(scored, options.infos[column.key].reducer)
                 cells.append(replace(cell, mark=marks[column.key].get(entry.label, Mark.NONE)))
             else:
                 cells.append(plain_cell(entry, column.key))
@@ -158,23 +178,35 @@ def _score_section(
     return Section(title, title, columns, tuple(rows))
 
 
-def _difference_section(title: str, entries: Sequence[Entry], scores: Estimates, options: Options) -> Section:
-    columns = [Column("method", "method", "label"), *_metric_columns(options)]
+def _difference_sections(title: str, entries: Sequence[Entry], scores: Estimates, options: Options) -> list[Section]:
+    """The differences and, as far as wanted, wins and the smallest detectable differences."""
+    columns = (Column("method", "method", "label"), *_metric_columns(options))
+    infos = [options.infos[name] for name in options.metrics]
     rows = []
     for entry in _ordered(entries, scores, options):
         if entry.label == scores.baseline:
             continue
         cells = [label_cell(entry)]
-        for name in options.metrics:
-            scored = scores.by_metric[name].get(entry.label)
-            test = scores.tests.get((name, entry.label))
-            cells.append(difference_cell(scored.difference if scored else None, options.infos[name].reducer, test))
+        for info in infos:
+            scored = scores.by_metric[info.name].get(entry.label)
+            cells.append(difference_cell(scored, info, scores.tests.get((info.name, entry.label))))
         rows.append(Row(tuple(cells), entry.ceiling))
+    group = f" ({title})" if title else ""
+    heading = f"Difference to {scores.baseline}{group}"
     counts = {cell.users for row in rows for cell in row.cells if cell.users is not None}
-    heading = f"Difference to {scores.baseline}" + (f" ({title})" if title else "")
     if counts:
         heading += f", {'-'.join(str(count) for count in sorted({min(counts), max(counts)}))} users"
-    return Section(heading, title, tuple(columns), tuple(rows), scores.baseline)
+    found = [Section(heading, title, columns, tuple(rows), scores.baseline)]
+    if options.wins:
+        told = [replace(row, cells=(row.cells[0], *map(wins_cell, row.cells[1:]))) for row in rows]
+        heading = f"Users won/tied/lost against {scores.baseline}{group}"
+        found.append(Section(heading, title, columns, tuple(told), scores.baseline, repeats=True))
+    if options.detectable:
+        reducers = [info.reducer for info in infos]
+        told = [replace(row, cells=(row.cells[0], *map(detectable_cell, row.cells[1:], reducers))) for row in rows]
+        heading = f"Smallest detectable difference to {scores.baseline}{group}"
+        found.append(Section(heading, title, columns, tuple(told), scores.baseline, repeats=True))
+    return found
 
 
 def _ordered(entries: Sequence[Entry], scores: Estimates, options: Options) -> list[Entry]:

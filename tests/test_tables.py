@@ -67,6 +67,61 @@ def test_scores_are_means_over_examples_and_seeds(store: Path) -> None:
     assert column(scores, "seeds")["dep"].value == 3
 
 
+def test_several_seeds_show_their_standard_deviation_beside_the_interval(store: Path) -> None:
+    scores, differences = board(store).sections
+    for metric in ("rouge1", "copy_rate"):
+        each = [np.mean(values) for values in raw_scores(store, "dep", metric)]
+        cell = column(scores, metric)["dep"]
+        assert cell.spread is not None
+        assert (cell.spread.sd, cell.spread.seeds) == (pytest.approx(np.std(each, ddof=1), rel=1e-9), 3)
+        assert cell.text.endswith(f"] sd {np.std(each, ddof=1):.3f}")
+        assert column(scores, metric)["rag"].spread is None
+        assert " sd " not in column(scores, metric)["rag"].text + column(differences, metric)["dep"].text
+    assert any("sd: standard deviation over seeds" in note for note in board(store).notes)
+
+
+def test_wins_and_detectable_differences_stand_beside_the_differences_on_request(store: Path) -> None:
+    plain = board(store)
+    table = board(store, wins=True, detectable=True)
+    assert table.sections[:2] == plain.sections
+    _, _, wins, smallest = table.sections
+    users = np.repeat(np.arange(12), 2)
+    for metric, sign in (("rouge1", 1), ("copy_rate", -1)):
+        base = np.array(raw_scores(store, "nonperso", metric)).mean(axis=(0, 2))
+        for method in ("rag", "lora", "dep", "oracle"):
+            gaps = sign * (np.array(raw_scores(store, method, metric)).mean(axis=(0, 2)) - base)
+            by_user = [gaps[users == user].mean() for user in range(12)]
+            counts = [
+                sum(gap > 0 for gap in by_user),
+                sum(gap == 0 for gap in by_user),
+                sum(gap < 0 for gap in by_user),
+            ]
+            assert column(wins, metric)[method].text == "/".join(map(str, counts))
+            # with two examples each the error is s / sqrt(n); 3.0784 is the noncentrality of 11 degrees of freedom
+            size = 3.0784 * np.std(by_user, ddof=1) / np.sqrt(12)
+            assert column(smallest, metric)[method].value == pytest.approx(size, rel=2e-3)
+    assert {cell.text for key in ("bleu", "length_ratio") for cell in column(wins, key).values()} == {"-"}
+    assert all(cell.value > 0 for cell in column(smallest, "bleu").values())
+    assert next(note for note in table.notes if note not in plain.notes).startswith("Won/tied/lost")
+    for style in STYLES:
+        text = render([table], style)
+        assert ("Smallest detectable difference" in text) == (style not in ("csv", "json"))
+    assert render([table], "json") == render([plain], "json")
+    assert render([table], "csv") == render([plain], "csv")
+    rows = {row["method"]: row for row in json.loads(render([plain], "json"))}
+    told = rows["rag"]["difference"]["metrics"]["copy_rate"]
+    assert (
+        "/".join(str(told["wins"][key]) for key in ("wins", "ties", "losses")) == column(wins, "copy_rate")["rag"].text
+    )
+    assert told["detectable"] == column(smallest, "copy_rate")["rag"].value
+    assert rows["dep"]["metrics"]["rouge1"]["seed_n"] == 3
+    assert rows["rag"]["metrics"]["rouge1"]["seed_sd"] is None
+    line = next(row for row in csv.DictReader(io.StringIO(render([plain], "csv"))) if row["method"] == "dep")
+    assert float(line["rouge1_seed_sd"]) == rows["dep"]["metrics"]["rouge1"]["seed_sd"]
+    assert int(line["rouge1_difference_wins"]) == rows["dep"]["difference"]["metrics"]["rouge1"]["wins"]["wins"]
+    assert line["bleu_difference_wins"] == ""
+
+
 def test_best_and_second_go_by_direction_and_leave_out_the_oracle(store: Path) -> None:
     scores = board(store).sections[0]
     for name, sign in (("rouge1", 1), ("bleu", 1), ("copy_rate", -1)):
@@ -408,7 +463,7 @@ def test_the_console_holds_every_cell_and_keeps_the_width(store: Path, ansi: boo
     squeezed = re.sub(r"[*_!]? +", " ", plain)
     for row in texts(table):
         for cell in row:
-            assert cell in squeezed or re.sub(r"(?<=[-+=\[< ])0\.", ".", cell.replace("p=1.000", "p=1.00")) in squeezed
+            assert cell in squeezed or re.sub(r"(?<!\d)0\.", ".", cell.replace("p=1.000", "p=1.00")) in squeezed
     if width >= 80:
         assert max(map(len, plain.splitlines())) <= width
     assert ("\x1b[1m" in text) == ansi

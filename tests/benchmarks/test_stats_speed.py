@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.stats import DEFAULT_RESAMPLES, DIMENSIONS, Floats, paired_bootstrap, paired_permutation
+from bench.stats import DEFAULT_RESAMPLES, DIMENSIONS, Floats, holm, paired_bootstrap, paired_permutation
 
 METHODS, EXAMPLES = 12, 2_000
 
@@ -19,6 +19,21 @@ def made_up(reducer: str) -> dict[str, Floats]:
     correct = rng.integers(0, total // 2 + 1)
     arrays = np.concatenate([correct, total, total[..., :1], total[..., :1]], axis=-1).astype(float)
     return {str(i): array for i, array in enumerate(arrays)}
+
+
+def board(values: dict[str, Floats], users: np.ndarray, reducer: str) -> int:
+    """All that a leaderboard says of a metric: intervals, spread, wins, detectable differences, corrected p."""
+    scored = paired_bootstrap(values, users, reducer=reducer, baseline="0")
+    found = paired_permutation(values, users, reducer=reducer, baseline="0")
+    assert all(one.detectable for name, one in scored.items() if name != "0")
+    return len(holm([p for p in found.values() if p is not None]))
+
+
+@pytest.mark.parametrize("reducer", sorted(DIMENSIONS))
+def test_board(benchmark: BenchmarkFixture, reducer: str) -> None:
+    """A metric of a whole board: 2,000 examples, 12 methods, 10,000 resamples and as many permutations."""
+    values, users = made_up(reducer), np.arange(EXAMPLES)
+    assert benchmark.pedantic(board, (values, users, reducer), rounds=3) == METHODS - 1
 
 
 @pytest.mark.parametrize("reducer", sorted(DIMENSIONS))
