@@ -32,6 +32,8 @@ class _Task(BaseModel):
     fields: tuple[Field, ...]
     query_fields: tuple[str, ...]
     document_fields: tuple[str, ...]
+    thing: str = "item"
+    request: str = ""
 
 
 class _Prompt(BaseModel):
