@@ -77,7 +77,7 @@ def one_message(
     documents: Sequence[Document],
     after: Callable[[int], str] | None = None,
 ) -> list[Message]:
-    """Everything in one message: the item (or what else is written about), past documents in the order given, then what the user gave.
+    """Everything in one message: what is written about, past documents in the order given, then what the user gave.
 
     The order in which DPL (ACL 2025) and DEP (EMNLP 2025) lay out a prompt; what to do with it stands in the system
     message. `after` as in `conversation`.
