@@ -88,8 +88,7 @@ def audit(dataset: Dataset, threshold: float = NEAR) -> Audit:
     Raises:
         UsageError: a threshold that is none.
     """
-    if not 0 < threshold <= 1:
-        raise UsageError(f"a near copy cannot begin at a similarity of {threshold}; give more than 0 and at most 1")
+    check_threshold(threshold)
     world = _World(dataset)
     found = [*_in_histories(world), *_later(world), *_references(world)]
     told = {(one.example, one.document) for one in found}
@@ -103,6 +102,12 @@ def audit(dataset: Dataset, threshold: float = NEAR) -> Audit:
             "whether one is later cannot be seen"
         )
     return Audit(tuple(found), len(world.examples), len(world.documents), threshold, tuple(notes))
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises UsageError for a similarity that no near copy can begin at."""
+    if not 0 < threshold <= 1:
+        raise UsageError(f"a near copy cannot begin at a similarity of {threshold}; give more than 0 and at most 1")
 
 
 class _World:

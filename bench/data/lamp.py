@@ -230,7 +230,7 @@ def _read(path: Path, task: str) -> Any:
     if not path.is_file():
         raise DataError(
             f"{path} does not exist; get the files of {task} from lamp-benchmark.github.io/download, put them into one "
-            "folder and set source.path to it (--set lamp.path=FOLDER)"
+            "folder and set source.path to it, in the spec file or with --set DATASET.path=FOLDER"
         )
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -84,7 +84,7 @@ def ready_documents(questions: Iterable[Question], shared: Sequence[str]) -> Rea
         written.append(Written(question.role, target, list(history.values()), question.moment))
     users = {target.user_id for target in targets}
     source = {"users": len(users), "questions": len(asked), "profile_items": sum(len(one.profile) for one in asked)}
-    return ReadyDocuments(written, {"source": source, "left_out_of_profiles": dict(left_out)})
+    return ReadyDocuments(written, counts={"source": source, "left_out_of_profiles": dict(left_out)})
 
 
 def _target(question: Question) -> Document:

@@ -59,6 +59,7 @@ class ReadyDocuments:
     """A split of documents that have the fields of the source's own task. All text is clean."""
 
     targets: Sequence[Written]
+    truth: Truth | None = None
     counts: Counts = field(default_factory=dict)
 
 

@@ -106,7 +106,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def _build(spec: DatasetSpec, ready: ReadySplit | ReadyDocuments, where: str, origin: Mapping[str, Any]) -> Dataset:
     targets = ready.targets if isinstance(ready, ReadyDocuments) else _as_documents(ready)
-    truth = ready.truth if isinstance(ready, ReadySplit) else None
     _check_targets(targets, where)
     population = Population(_public(targets))
     examples: dict[Role, list[Example]] = {role: [] for role in Role}
@@ -139,7 +138,7 @@ def _build(spec: DatasetSpec, ready: ReadySplit | ReadyDocuments, where: str, or
         dev=dev,
         test=test,
         population=population,
-        truth=truth,
+        truth=ready.truth,
         counts=counts,
         selection=_selection(train, dev, test),
     )
