@@ -85,7 +85,8 @@ def _dataset_lines(dataset: Dataset) -> Iterator[str]:
             f"nobody else wrote about the {dataset.task.thing} of any of them: methods that compare with others have "
             "nobody to compare with, but dep takes those near in content with --set dep.peer_source=content"
         )
-    yield f"{noun}s left after each step: {_steps(told['counts'])}"
+    if steps := _steps(told["counts"]):
+        yield f"{noun}s left after each step: {steps}"
 
 
 def _spread(numbers: Mapping[str, int]) -> str:

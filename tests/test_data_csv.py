@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_world import START, item_rows, json_lines, review_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.data.spec import load_spec
 from bench.data.tables import RawTables
 from bench.errors import DataError, UsageError
-from tests.cli_world import START, item_rows, json_lines, review_rows
 
 
 def as_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> str:

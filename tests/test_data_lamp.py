@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lamp_world as world
 import pytest
+from cli_world import call
 
 from bench.data.spec import load_spec
 from bench.data.split import Dataset, prepare
 from bench.errors import DataError
 from bench.types import Example
-from tests import lamp_world as world
-from tests.cli_world import call
 
 LAMP = ("LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7")
 LONG = ("abstract_generation", "topic_writing", "product_review")

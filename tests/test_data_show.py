@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from cli_world import call, review_rows, write_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.data.overview import Distribution, overview
 from bench.data.spec import load_spec
 from bench.data.split import prepare
-from tests.cli_world import call, review_rows, write_world
 
 SMALL = ("--set", "planted.users=12", "--set", "planted.items=20")
 
