@@ -113,6 +113,13 @@ def test_the_text_of_a_target_in_the_history_of_an_earlier_target() -> None:
     assert found(world.dataset()) == [(Kind.HISTORY, "validation", "u2/i4", "u2/stray")]
 
 
+def test_without_times_a_later_split_is_the_later() -> None:
+    world = World(times=False)
+    world.histories[0][0].append(world.targets[0][2])
+    told = [one for one in audit(world.dataset()).findings if one.kind is Kind.HISTORY]
+    assert told == [Finding(Kind.HISTORY, "test", "u0/i5", "u0/i5", "history of u0/i3, the target itself", 1.0)]
+
+
 def test_an_earlier_target_in_a_later_history_is_no_leak() -> None:
     assert found(World().dataset()) == []
     assert [past.id for past in World().dataset().test.examples[0].history][-2:] == ["u0/i3", "u0/i4"]

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 
 from bench.data.population import Population
 from bench.data.shingles import alike
@@ -21,6 +22,7 @@ from bench.types import Document, Example, FieldValue
 
 NEAR = 0.8
 """Similarity from which on texts are near copies."""
+_SPLITS = ("train", "validation", "test")
 _QUOTED = 80
 """Characters from which on a reference within a longer field is a leak: shorter ones stand there by chance."""
 
@@ -114,7 +116,7 @@ class _World:
     """A dataset as the checks look at it."""
 
     def __init__(self, dataset: Dataset) -> None:
-        splits = {"train": dataset.train, "validation": dataset.dev, "test": dataset.test}
+        splits = dict(zip(_SPLITS, (dataset.train, dataset.dev, dataset.test), strict=True))
         self.population: Population = dataset.population
         self.examples: list[tuple[str, Example]] = [(n, e) for n, split in splits.items() for e in split.examples]
         self.references: dict[str, str] = {}
@@ -131,17 +133,19 @@ class _World:
 
     @cached_property
     def by_user(self) -> dict[str, list[tuple[str, Example]]]:
-        """Each user's examples, the earliest first; without times, by split."""
+        """Each user's examples, the earliest first."""
         found: dict[str, list[tuple[str, Example]]] = {}
         for name, example in self.examples:
             found.setdefault(example.user_id, []).append((name, example))
         for several in found.values():
-            several.sort(key=lambda pair: _moment(pair[1]))
+            several.sort(key=_order)
         return found
 
 
-def _moment(example: Example) -> float:
-    return float("inf") if example.timestamp is None else example.timestamp
+def _order(pair: tuple[str, Example]) -> tuple[float, int]:
+    """By time, then by split, which is all the order there is without times."""
+    split, example = pair
+    return inf if example.timestamp is None else example.timestamp, _SPLITS.index(split)
 
 
 # -- targets in histories ---------------------------------------------------------------------------------------------
@@ -153,9 +157,9 @@ def _in_histories(world: _World) -> Iterator[Finding]:
         for place, (split, target) in enumerate(several):
             text = world.same(world.references[target.id])
             own = {past.id for past in target.history}
-            for _, other in several[: place + 1]:
-                if other is not target and _moment(other) == _moment(target):
-                    continue  # of equal times, or without any, neither is the earlier
+            for other_split, other in several[: place + 1]:
+                if other is not target and _order((other_split, other)) == _order((split, target)):
+                    continue  # neither is the earlier
                 whose = "own history" if other is target else f"history of {other.id}"
                 for past in other.history:
                     if past.id == target.id:
