@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from bench.data.spec import load_spec
 from bench.data.split import Dataset, prepare
 from bench.engines.hf import HFEngine
 from bench.method import Context
-from bench.types import Capability
+from bench.types import Capability, Generation, Request
 from methods.dep.config import DepConfig
 from methods.dep.prompting import prepare as prepare_prompts
 
 __all__ = ["one_thread"]
 
-TEXT = [n for n in registry.names("method") if registry.load("method", n).needs <= {Capability.TEXT}]
+TEXT = [n for n in registry.names("method") if registry.load("method", n).needs == {Capability.TEXT}]
 TRAINED = {
     "dep": {"epochs": 1, "latent_size": 8, "k": 4, "batch_size": 2, "peer_source": "content"},
     "lora": {"epochs": 1, "n_history": 2, "batch_size": 2},
@@ -40,8 +41,13 @@ def dataset(folder: Path, task: str, dated: bool) -> Dataset:
     return prepare(load_spec(str(world.write_lamp(folder, task, dated=dated))))
 
 
+def noted(requests: Sequence[Request], stage: str) -> list[Generation]:
+    return [Generation(f"{stage} noted", 1, 1, "stop") for _ in requests]
+
+
 def over(data: Dataset, engine: HFEngine | None = None) -> Context:
-    return context(data.population, engine, task=data.task)
+    """A context over the dataset, which answers every stage before the last with a few words."""
+    return context(data.population, engine, task=data.task, stage_runner=noted)
 
 
 @pytest.mark.parametrize("name", TEXT)
@@ -64,7 +70,11 @@ def test_methods_that_train_write_for_every_target(tmp_path: Path, name: str, en
     made = method(method.Config(**TRAINED[name]))
     ctx = over(data, engine)
     made.fit(data.train, data.dev, ctx)
-    requests = made.requests(data.test.examples, ctx)
+    (tmp_path / "fit").mkdir()
+    made.save(tmp_path / "fit")
+    loaded = method(made.config)
+    loaded.load(tmp_path / "fit", ctx)
+    requests = loaded.requests(data.test.examples, ctx)
     assert len(engine.run(requests).generations) == len(data.test)
 
 

@@ -73,7 +73,8 @@ class Audit:
 
     def counts(self) -> dict[Kind, int]:
         """Findings of each kind."""
-        return dict(Counter(dict.fromkeys(Kind, 0)) | Counter(one.kind for one in self.findings))
+        found = Counter(one.kind for one in self.findings)
+        return {kind: found[kind] for kind in Kind}
 
     def examples_touched(self, kind: Kind) -> int:
         """Examples with a finding of a kind."""
