@@ -113,7 +113,7 @@ def read_export(path: Path, version: str) -> Exported:
     _check_files(path, told)
     if [field.name for field in told.task.fields] != [field.name for field in REVIEW_TASK.fields]:
         raise UsageError(
-            f"{path} learned to write {told.task.noun}s (task {told.task.name}); the writer takes reviews of items alone"
+            f"{path} learned to write {told.task.noun}s (task {told.task.name}); the writer takes item reviews"
         )
     if told.knobs.shuffle != "none":
         raise UsageError(f"{path} is a control (shuffle = {told.knobs.shuffle}): it reads other users' reviews")
