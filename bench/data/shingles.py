@@ -90,7 +90,8 @@ def _prefix(codes: Codes, counts: npt.NDArray[np.int32], near: float) -> Codes:
     order = np.lexsort((codes, held))
     length = min(size, size - int(np.ceil(near * size)) + _SHARED)
     first = order[:length]
-    return codes[first][held[first] > 1]
+    found: Codes = codes[first][held[first] > 1]
+    return found
 
 
 class _Index:
