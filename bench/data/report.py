@@ -56,7 +56,11 @@ def _steps(shown: Overview) -> str:
 
 
 def _numbers(counts: Mapping[str, int]) -> str:
-    return "; ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    def called(name: str, count: int) -> str:
+        words = name.replace("_", " ")
+        return words[:-1] if count == 1 and words.endswith("s") else words
+
+    return "; ".join(f"{count:,} {called(name, count)}" for name, count in counts.items())
 
 
 def _histogram(one: Distribution) -> str:
