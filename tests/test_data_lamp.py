@@ -12,7 +12,7 @@ from cli_world import call
 
 from bench.data.spec import load_spec
 from bench.data.split import Dataset, prepare
-from bench.errors import DataError
+from bench.errors import DataError, UnknownName, UsageError
 from bench.types import Example
 
 LAMP = ("LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7")
@@ -277,6 +277,23 @@ def test_prompts_ask_in_the_tasks_own_words(tmp_path: Path, task: str) -> None:
     whole = " ".join(m.content for m in (*messages, *one_message(dataset.task, example, example.history[:1])))
     assert "item" not in whole.replace("items", "")
     assert ("review" in whole) == (task == "product_review")
+
+
+def test_a_spec_may_rename_what_the_task_brings(tmp_path: Path) -> None:
+    spec = world.write_lamp(tmp_path)
+    text = spec.read_text()
+    spec.write_text(text + '[task]\nnoun = "caption"\nrequest = "Caption it."\n[task.labels]\narticle = "Story"\n')
+    task = load_spec(str(spec)).task
+    assert (task.name, task.noun, task.ask, task.target_label) == ("lamp-4", "caption", "Caption it.", "Headline")
+    assert [(field.name, field.label, field.shortenable) for field in task.fields] == [("article", "Story", True)]
+    spec.write_text(text + '[task.labels]\nrating = "Stars"\n')
+    with pytest.raises(UnknownName, match=r"task\.labels 'rating'\. Known: article"):
+        load_spec(str(spec))
+    spec.write_text(text + "[filter]\nmin_text_chars = 1\n")
+    with pytest.raises(
+        UsageError, match=r"filter\.min_text_chars has no effect, as source 'lamp' brings its own split"
+    ):
+        load_spec(str(spec))
 
 
 RUN = ("run", "--engine", "fake", "--metrics", "rouge1")

@@ -88,6 +88,13 @@ def test_dep_finds_peers_by_content_where_items_have_none(tmp_path: Path, dated:
         assert [flag for one in several for flag in one.vectors.has_peers.tolist()] == [found] * 2 * len(data.test)
 
 
+def test_dep_in_paper_mode_has_no_peers_there(tmp_path: Path) -> None:
+    data = dataset(tmp_path, "LaMP-4", True)
+    ctx = over(data)
+    several = prepare_prompts(data.test.examples, DepConfig(mode="paper"), ctx, ctx.encoder.encode)
+    assert [one.slots for one in several] == [0] * len(data.test)
+
+
 def test_mean_peer_falls_back_on_the_users_own_latest(tmp_path: Path) -> None:
     data = dataset(tmp_path, "LaMP-7", False)
     method = registry.load("method", "mean-peer")()
