@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", short_help="Look at a dataset.", help="Look at a dataset before running on it.")
+
 RUNS = Path("results") / "runs"
 _Set = Annotated[
     list[str] | None,
@@ -55,6 +58,14 @@ class CompareFormat(enum.StrEnum):
     CONSOLE = "console"
     MARKDOWN = "markdown"
     JSON = "json"
+
+
+class AuditLevel(enum.StrEnum):
+    """How much is said of leaks."""
+
+    SHORT = "short"
+    FULL = "full"
+    NONE = "none"
 
 
 class OnExisting(enum.StrEnum):
@@ -460,6 +471,24 @@ def check(
     report = contract.check(target, overrides or [])
     typer.echo(report.as_json() if as_json else report.as_text())
     if report.findings:
+        raise typer.Exit(1)
+
+
+@data_app.command("show", short_help="Counts, distributions and leaks of a dataset.")
+def data_show(
+    dataset: Annotated[str, typer.Argument(metavar="SPEC", help="A name from `list datasets` or a spec file's path.")],
+    overrides: _Set = None,
+    audit: Annotated[AuditLevel, typer.Option(help="Leaks: a verdict, every finding, or no look.")] = AuditLevel.SHORT,
+    near: Annotated[float, typer.Option(help="Similarity from which on two texts are near copies.")] = 0.8,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write histograms as PNG and SVG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object with every finding, for machines.")] = False,
+) -> None:
+    """Show what a dataset holds and whether a method could read what it is to write. Exit code 1 if so."""
+    from bench.data.show import show
+
+    text, leaks = show(dataset, overrides or [], audit.value, near, plots, as_json)
+    typer.echo(text)
+    if leaks:
         raise typer.Exit(1)
 
 

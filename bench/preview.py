@@ -71,7 +71,13 @@ def _dataset_lines(dataset: Dataset) -> Iterator[str]:
         f"open to methods: {_count(others['documents'], noun)} by {_count(others['users'], 'user')} on "
         f"{_count(others['items'], 'item')}, peers of each {_spread(told['peers_per_document'])}"
     )
-    yield f"{noun}s left after each step: {_steps(told['counts'])}"
+    if not told["peers_per_document"]["max"]:
+        yield (
+            f"nobody else wrote about the {dataset.task.thing} of any of them: methods that compare with others have "
+            "nobody to compare with, but dep takes those near in content with --set dep.peer_source=content"
+        )
+    if steps := _steps(told["counts"]):
+        yield f"{noun}s left after each step: {steps}"
 
 
 def _spread(numbers: Mapping[str, int]) -> str:

@@ -52,21 +52,23 @@ def conversation(
     """Past documents as turns (fields asked, text answered) in the order given, then the target to be written.
 
     As turns, because a small model that is shown reviews within one message goes on listing them, while one that
-    sees them as its own answers writes another. `after(i)` may give lines on document i (soft slots, for instance),
+    sees them as its own answers writes another. A document of which nothing is known but its text is asked for as one
+    of the user's. `after(i)` may give lines on document i (soft slots, for instance),
     which stand right after its text. `note` is what is known of the user otherwise; it stands right before the target.
     Without documents and note this is the task without anybody's history.
     """
-    ask = f"Write my {task.noun} of this item, in my own voice."
     turns: list[Message] = []
     lead = ""
     for index, document in enumerate(documents):
-        turns.append(Message("user", f"{lead}{ask}\n\n{render_fields(task, document)}"))
+        told = render_fields(task, document)
+        asked = f"{task.ask}\n\n{told}" if told else f"Write one of my {task.noun}s."
+        turns.append(Message("user", f"{lead}{asked}"))
         turns.append(Message("assistant", document.text))
         line = after(index) if after else ""
         lead = f"{line}\n\n" if line else ""
     if note:
         lead += f"What is known of me as a writer:\n{note}\n\n"
-    return [*turns, Message("user", f"{lead}{ask}\n\n{render_fields(task, example)}")]
+    return [*turns, Message("user", f"{lead}{task.ask}\n\n{render_fields(task, example)}")]
 
 
 def one_message(
@@ -75,7 +77,7 @@ def one_message(
     documents: Sequence[Document],
     after: Callable[[int], str] | None = None,
 ) -> list[Message]:
-    """Everything in one message: the item, past documents in the order given, then what the user gave.
+    """Everything in one message: what is written about, past documents in the order given, then what the user gave.
 
     The order in which DPL (ACL 2025) and DEP (EMNLP 2025) lay out a prompt; what to do with it stands in the system
     message. `after` as in `conversation`.
@@ -83,7 +85,7 @@ def one_message(
     noun = task.noun
     lines = [
         f"You write a {noun} as one particular user would write it.",
-        f"You are told the item, {noun}s that the user wrote before, and what is known of the new {noun}.",
+        f"You are told the {task.thing}, {noun}s that the user wrote before, and what is known of the new {noun}.",
         f"Answer with the text of the new {noun} alone, in the user's own voice.",
     ]
     parts = [render_fields(task, example, of_item=True)]

@@ -9,7 +9,7 @@ from typing import Literal
 from bench.keys import digest
 from bench.method import Context
 from bench.prompts import render_value
-from bench.types import Document, Example, FieldValue
+from bench.types import Document, Example, FieldValue, Task
 
 Retriever = Literal["bm25", "dense", "recency", "random"]
 
@@ -60,13 +60,18 @@ def _random(example: Example, k: int, seed: int) -> list[Document]:
 
 def _bm25(example: Example, ctx: Context) -> list[float]:
     query = field_text(dict(example.fields), ctx.task.query_fields)
-    return bm25_scores(query, [field_text(dict(d.fields), ctx.task.document_fields) for d in example.history])
+    return bm25_scores(query, [matched_text(d, ctx.task) for d in example.history])
+
+
+def matched_text(document: Document, task: Task) -> str:
+    """What of a past document is matched against a query: values of its fields, its text under the name "text"."""
+    return field_text({"text": document.text, **document.fields}, task.document_fields)
 
 
 def _dense(examples: Sequence[Example], ctx: Context) -> list[list[float]]:
     """Cosine of the encoder's vectors, each distinct text encoded once."""
     queries = [field_text(dict(e.fields), ctx.task.query_fields) for e in examples]
-    pasts = [[field_text(dict(d.fields), ctx.task.document_fields) for d in e.history] for e in examples]
+    pasts = [[matched_text(d, ctx.task) for d in e.history] for e in examples]
     texts = sorted({*queries, *(text for past in pasts for text in past)})
     row = {text: index for index, text in enumerate(texts)}
     with ctx.meter.phase("embed"):

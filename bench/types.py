@@ -82,7 +82,16 @@ class Task:
     query_fields: tuple[str, ...]
     """Fields of the target that form a retrieval query."""
     document_fields: tuple[str, ...]
-    """Fields of a past document that are matched against the query."""
+    """Fields of a past document that are matched against the query; "text" is what the user wrote."""
+    thing: str = "item"
+    """What a text is about: "item", "article"."""
+    request: str = ""
+    """What a prompt asks for, a sentence; empty: the noun, of this thing, in the user's own voice."""
+
+    @property
+    def ask(self) -> str:
+        """The sentence with which a prompt asks for the text."""
+        return self.request or f"Write my {self.noun} of this {self.thing}, in my own voice."
 
 
 REVIEW_TASK = Task(

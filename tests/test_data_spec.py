@@ -178,7 +178,11 @@ def test_overrides_are_options_of_the_source(write: Write) -> None:
         load_spec(path, {"category": 3})
 
 
-@pytest.mark.parametrize("name", ["amazon-books", "amazon-cds-vinyl", "amazon-movies-tv", "example-parquet", "planted"])
+CAME_ALONG = ["amazon-books", "amazon-cds-vinyl", "amazon-movies-tv", "example-parquet", "planted"]
+CAME_ALONG += [*(f"lamp-{number}" for number in (4, 5, 6, 7)), "longlamp-abstract", "longlamp-review", "longlamp-topic"]
+
+
+@pytest.mark.parametrize("name", CAME_ALONG)
 def test_specs_that_come_along(name: str) -> None:
     spec = load_spec(str(ROOT / "datasets" / f"{name}.toml"))
     assert spec.name == name

@@ -257,6 +257,7 @@ def test_what_is_no_export_of_a_dep(made: Made, tmp_path: Path) -> None:
         (("bench", "files"), {}, "adapter.safetensors is missing or not the file"),
         (("bench", "method", "config"), {"n_histry": 3}, "did you mean 'n_history'"),
         (("bench", "method", "config"), {"shuffle": "vectors"}, "is a control"),
+        (("bench", "task", "fields"), [{"name": "article", "label": "Article"}], "learned to write reviews"),
         (("bench", "method", "config"), {"latent_size": 9}, "does not fit config.json"),
         (("bench", "engine", "model"), "gone", "load\\(..., model=FOLDER\\)"),
         (("bench", "encoder", "name"), "gone", "load\\(..., encoder=FOLDER\\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,11 +19,14 @@ from bench.check import MEANINGS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
+PAGES = sorted([*DOCS.glob("adding-*.md"), DOCS / "your-own-data.md"])
+
 SUBSTITUTIONS = {
     # All that is run otherwise than it is written: no weights, no network, a world of a dozen users.
     "python -m bench fetch smollm2-135m minilm wordnet": "true",
     "python -m bench run --methods": "python -m bench run --engine fake --metrics rouge1,length_ratio "
     "--set planted.users=12 --set planted.items=20 --methods",
+    "python -m bench run --dataset": "python -m bench run --engine fake --metrics rouge1 --dataset",
     "python -m pip install -e .": "python -m pip install --no-deps --no-build-isolation --no-index --quiet "
     "--disable-pip-version-check -e .",
 }
@@ -129,9 +133,29 @@ def test_the_page_on_the_rest_gives_things_that_work(reader: Reader) -> None:
     assert "0.5" in said["python -m bench table --dataset kettles"]
 
 
+@pytest.mark.slow
+def test_the_page_on_own_data_gives_datasets_that_work(reader: Reader) -> None:
+    pytest.importorskip("matplotlib")
+    reader.follow("your-own-data.md")
+    said = reader.said
+    for name, users in (("tea", 2), ("posts", 2), ("tea-parquet", 2)):
+        out = said[f"python -m bench data show {name}.toml"]
+        assert out.startswith(f"{name}: task ")
+        assert f"test {users} users" in out
+    assert (
+        "Subject of the thread: The weather"
+        in said["python -m bench run --dataset posts.toml --methods nonperso,rag --dry-run"]
+    )
+    assert 'I said "no"; twice.' in said["python -m bench run --dataset posts.toml --methods nonperso,rag --dry-run"]
+    assert "Leaderboard: tea-parquet" in said["python -m bench run --dataset tea-parquet.toml --methods nonperso,rag"]
+    whole = json.loads(said["python -m bench data show tea.toml --audit full --json"])
+    assert whole["audit"]["leaks"] == 0
+    assert len(list((reader.folder / "pictures").glob("*.svg"))) == 5
+
+
 def test_the_code_on_the_pages_is_tidy(tmp_path: Path) -> None:
     pytest.importorskip("ruff")
-    for page in DOCS.glob("adding-*.md"):
+    for page in PAGES:
         for number, block in enumerate(blocks(page.name)):
             if block.language == "python":
                 assert block.file is not None, f"{page.name}: code that nothing runs"
@@ -145,7 +169,7 @@ def test_the_code_on_the_pages_is_tidy(tmp_path: Path) -> None:
 
 
 def test_every_substitution_is_needed() -> None:
-    text = "".join(path.read_text() for path in DOCS.glob("adding-*.md"))
+    text = "".join(path.read_text() for path in PAGES)
     assert [written for written in SUBSTITUTIONS if written not in text] == []
 
 
@@ -157,7 +181,7 @@ def test_the_page_names_every_check_of_the_contract() -> None:
 
 
 def links() -> Iterator[tuple[str, str]]:
-    for page in sorted(DOCS.glob("adding-*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             yield page.name, target
 

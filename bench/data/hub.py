@@ -76,11 +76,11 @@ class HubSource:
             where = f"{self.config.main} ({self.config.category}, {role}), row {number}"
             user, profile, data = row["user_id"], row["profile"], row["data"]
             review = reader.read(user, data, f"{where}, data")
-            history = [reader.read(user, past, f"{where}, profile {n}") for n, past in enumerate(_structs(profile))]
+            history = [reader.read(user, past, f"{where}, profile {n}") for n, past in enumerate(structs(profile))]
             yield Target(role, review, history)
 
     def _rows(self, repository: str, split: str, columns: tuple[str, ...]) -> Iterable[Mapping[str, Any]]:
-        table: Any = self._local(repository, split) if self.config.path else self._fetched(repository, split)
+        table = self._table(repository, split)
         for column in columns:
             if column not in table.column_names:
                 raise DataError(
@@ -90,36 +90,44 @@ class HubSource:
         rows: Iterable[Mapping[str, Any]] = table.select_columns(list(columns))
         return rows
 
-    def _fetched(self, repository: str, split: str) -> Any:
-        import datasets
+    def _table(self, repository: str, split: str) -> Any:
+        category, path = self.config.category, self.config.path
+        if path is None:
+            return fetched_table(repository, category, split, self.config.revision)
+        return local_table(path / repository.rsplit("/", 1)[-1] / category, split)
 
-        category, revision = self.config.category, self.config.revision
-        try:
-            return datasets.load_dataset(repository, category, split=split, revision=revision)
-        except Exception as error:  # whatever network, hub and library raise, the way out is the same
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise DataError(
-                f"{repository} ({category}, {split}) cannot be fetched from the Hugging Face hub "
-                f"({type(error).__name__}: {reason}); connect and try again, or set source.path to a local copy"
-            ) from error
 
-    def _local(self, repository: str, split: str) -> Any:
-        import datasets
+def fetched_table(repository: str, configuration: str, split: str, revision: str | None) -> Any:
+    """A split of a dataset on the hub. Raises DataError where it cannot be had."""
+    import datasets
 
-        folder = Path(self.config.path or ".") / repository.rsplit("/", 1)[-1] / self.config.category
-        files = sorted(str(file) for file in (*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")))
-        try:
-            if (folder / split / "state.json").is_file():
-                return datasets.load_from_disk(str(folder / split))
-            if files:
-                return datasets.Dataset(_parquet_table(files))
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{folder} ({split}) cannot be read: {reason}") from error
+    try:
+        return datasets.load_dataset(repository, configuration, split=split, revision=revision)
+    except Exception as error:  # whatever network, hub and library raise, the way out is the same
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"{folder} holds no split {split!r}: neither {split}/ as save_to_disk writes it nor {split}-*.parquet; "
-            "check source.path and source.category"
-        )
+            f"{repository} ({configuration}, {split}) cannot be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason}); connect and try again, or set source.path to a local copy"
+        ) from error
+
+
+def local_table(folder: Path, split: str) -> Any:
+    """A split in a folder, as `save_to_disk` wrote it or as Parquet files. Raises DataError where it is neither."""
+    import datasets
+
+    files = sorted(str(file) for file in (*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")))
+    try:
+        if (folder / split / "state.json").is_file():
+            return datasets.load_from_disk(str(folder / split))
+        if files:
+            return datasets.Dataset(_parquet_table(files))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{folder} ({split}) cannot be read: {reason}") from error
+    raise DataError(
+        f"{folder} holds no split {split!r}: neither {split}/ as save_to_disk writes it nor {split}-*.parquet; "
+        "check source.path and what else [source] names"
+    )
 
 
 class _ReviewReader:
@@ -155,7 +163,7 @@ class _ReviewReader:
             raise DataError(f"{where}: the timestamp is missing")
 
 
-def _structs(profile: Any) -> list[Any]:
+def structs(profile: Any) -> list[Any]:
     """A list of structs; a struct of lists (how some versions of the library read the same file) is turned round."""
     if profile is None:
         return []

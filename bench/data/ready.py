@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.data.tables import RawItem, RawReview
-from bench.types import Truth
+from bench.types import Document, Truth
 
 Counts = dict[str, dict[str, int]]
 """Name of a step -> users, items and reviews that are left after it (or what else the step counts)."""
@@ -37,6 +37,28 @@ class ReadySplit:
 
     targets: Sequence[Target]
     items: Mapping[str, RawItem]
+    truth: Truth | None = None
+    counts: Counts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A target of a source that has a task of its own, as a document, and what its user wrote before."""
+
+    role: Role
+    document: Document
+    """With the text that is to be written. Only one with a time of its own can be open to other users."""
+    history: Sequence[Document]
+    """Oldest first."""
+    moment: int | None = None
+    """Milliseconds since the epoch; only what is strictly earlier may be known. None: there are no times."""
+
+
+@dataclass(frozen=True)
+class ReadyDocuments:
+    """A split of documents that have the fields of the source's own task. All text is clean."""
+
+    targets: Sequence[Written]
     truth: Truth | None = None
     counts: Counts = field(default_factory=dict)
 

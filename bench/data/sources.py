@@ -1,38 +1,22 @@
-"""Sources of reviews: Parquet and JSON Lines files, and the published sets on the Hugging Face hub."""
+"""Sources of reviews: Parquet, JSON Lines and CSV files, and the published sets on the Hugging Face hub."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from bench.config import Config
+from bench.data.csv_files import CsvSource
 from bench.data.hub import HubSource
-from bench.data.rows import ItemColumns, ReviewColumns, Row, TimeUnit, read_item, read_review, require_columns
-from bench.data.tables import RawItem, RawReview, RawTables
+from bench.data.rows import require_columns
+from bench.data.table_files import FilesConfig, NumberedRow, check_file, open_bytes, tables
+from bench.data.tables import RawTables
 from bench.errors import DataError, first_line
 
-__all__ = ["HubSource", "JsonlSource", "ParquetSource"]
-
-NumberedRow = tuple[str, Row]
-"""Where a row stands (file and row or line, for errors) and its values."""
-
-
-class FilesConfig(Config):
-    """Two tables in files of one kind. Paths are relative to the spec file."""
-
-    reviews: Path
-    """One row a review."""
-    items: Path
-    """One row an item; an item id stands once."""
-    columns: ReviewColumns = Field(default_factory=ReviewColumns)
-    item_columns: ItemColumns = Field(default_factory=ItemColumns)
-    timestamp_unit: TimeUnit = "ms"
+__all__ = ["CsvSource", "FilesConfig", "HubSource", "JsonlSource", "ParquetSource"]
 
 
 class ParquetSource:
@@ -48,7 +32,7 @@ class ParquetSource:
         config = self.config
         reviews = _parquet_rows(config.reviews, config.columns, "source.columns")
         items = _parquet_rows(config.items, config.item_columns, "source.item_columns")
-        return _tables(reviews, items, config)
+        return tables(reviews, items, config)
 
 
 class JsonlSource:
@@ -66,34 +50,14 @@ class JsonlSource:
         reviews = _jsonl_rows(config.reviews, config.columns, keys, "source.columns")
         keys = {config.item_columns.title, config.item_columns.description, config.item_columns.category}
         items = _jsonl_rows(config.items, config.item_columns, keys, "source.item_columns")
-        return _tables(reviews, items, config)
-
-
-def _tables(reviews: Iterable[NumberedRow], items: Iterable[NumberedRow], config: FilesConfig) -> RawTables:
-    found: dict[str, RawItem] = {}
-    for where, row in items:
-        item = read_item(row, config.item_columns, where)
-        if item.item_id in found:
-            raise DataError(f"{where}: the item id {item.item_id!r} stands twice; keep one row an item")
-        found[item.item_id] = item
-    columns, unit = config.columns, config.timestamp_unit
-    rows: list[RawReview] = [
-        read_review(row, columns, unit, number, where) for number, (where, row) in enumerate(reviews)
-    ]
-    return RawTables(rows, found)
-
-
-def _check_file(path: Path, key: str) -> None:
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}; set {key} in the spec file (paths are relative to it)")
+        return tables(reviews, items, config)
 
 
 def _parquet_rows(path: Path, columns: Config, section: str) -> Iterator[NumberedRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _check_file(path, "source.reviews" if section == "source.columns" else "source.items")
+    check_file(path, "source.reviews" if section == "source.columns" else "source.items")
     try:
         with pq.ParquetFile(path) as file:
             require_columns(columns, file.schema_arrow.names, str(path), section)
@@ -110,7 +74,7 @@ def _parquet_rows(path: Path, columns: Config, section: str) -> Iterator[Numbere
 
 def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -> Iterator[NumberedRow]:
     """Rows line by line. Keys in `optional` may be absent from a line, but not from every line."""
-    _check_file(path, "source.reviews" if section == "source.columns" else "source.items")
+    check_file(path, "source.reviews" if section == "source.columns" else "source.items")
     seen: dict[str, None] = {}
     rows = 0
     for number, line in _lines(path):
@@ -129,16 +93,12 @@ def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
-        with _open(path) as file:
+        with open_bytes(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read after line {number}: {first_line(error)}") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 import bench
 from bench import registry
 from bench.config import Config, build
-from bench.data.ready import ReadySplit
+from bench.data.ready import ReadyDocuments, ReadySplit
 from bench.data.tables import RawTables
 from bench.errors import DataError, UnknownName, UsageError
 from bench.types import REVIEW_TASK, Task
@@ -60,24 +60,32 @@ class SplitConfig(Config):
 
 
 class TaskConfig(Config):
-    """How prompts call the fields. Left out: as for reviews."""
+    """How prompts call things. Left out: as the source's task has it, which is that of reviews for most."""
 
-    name: str = REVIEW_TASK.name
-    noun: str = REVIEW_TASK.noun
-    target_label: str = REVIEW_TASK.target_label
+    name: str | None = None
+    noun: str | None = None
+    target_label: str | None = None
+    thing: str | None = None
+    """What a text is about: "item"."""
+    request: str | None = None
+    """What a prompt asks for, a sentence."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Field (item_title, item_description, rating, title) -> what a prompt calls it."""
+    """Field (of a review: item_title, item_description, rating, title) -> what a prompt calls it."""
 
 
 class Source(Protocol):
-    """What a class in the entry point group `bench.sources` offers. A `ready_split = True` says that `load` splits."""
+    """What a class in the entry point group `bench.sources` offers.
+
+    A `ready_split = True` says that `load` splits. A source whose documents are no reviews has a `task`, which names
+    their fields; it then gives `ReadyDocuments`.
+    """
 
     Config: ClassVar[type[Config]]
     """The options of [source]. A `Path` among them is relative to the spec file."""
 
     def __init__(self, config: Any) -> None: ...
 
-    def load(self) -> RawTables | ReadySplit: ...
+    def load(self) -> RawTables | ReadySplit | ReadyDocuments: ...
 
 
 class _Head(Config):
@@ -149,7 +157,7 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     split = _build(SplitConfig, _section(tables, "split", path), f"{path}: split")
     ready = bool(getattr(source, "ready_split", False))
     _check_thresholds(path, kind, filters, split, ready)
-    task = _task(path, _section(tables, "task", path))
+    task = _task(path, _section(tables, "task", path), getattr(source, "task", REVIEW_TASK))
     return DatasetSpec(about.name, about.about, path, kind, source, source_config, filters, split, task, ready)
 
 
@@ -226,15 +234,16 @@ def _check_thresholds(path: Path, kind: str, filters: FilterConfig, split: Split
         )
 
 
-def _task(path: Path, section: dict[str, Any]) -> Task:
+def _task(path: Path, section: dict[str, Any], task: Task) -> Task:
+    """The source's task under the names that the spec gives."""
     config = _build(TaskConfig, section, f"{path}: task")
-    names = [field.name for field in REVIEW_TASK.fields]
+    names = [field.name for field in task.fields]
     for key in config.labels:
         if key not in names:
             raise UnknownName(f"key of {path}: task.labels", key, names)
-    fields = tuple(replace(field, label=config.labels.get(field.name, field.label)) for field in REVIEW_TASK.fields)
-    queries = REVIEW_TASK.query_fields, REVIEW_TASK.document_fields
-    return Task(config.name, config.noun, fields, config.target_label, *queries)
+    fields = tuple(replace(field, label=config.labels.get(field.name, field.label)) for field in task.fields)
+    given = {key: value for key, value in config if key != "labels" and value is not None}
+    return replace(task, fields=fields, **given)
 
 
 def _build(config: type[C], values: Mapping[str, Any], where: str) -> C:

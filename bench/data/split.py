@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from statistics import median_high
 from typing import Any
 
 from bench.data.clean import review_id
 from bench.data.filters import select
 from bench.data.population import Population
-from bench.data.ready import Counts, ReadySplit, Role, Target
+from bench.data.ready import Counts, ReadyDocuments, ReadySplit, Role, Written
 from bench.data.spec import DatasetSpec
 from bench.data.tables import RawItem, RawReview, RawTables
 from bench.errors import DataError, UsageError
 from bench.keys import canonical_json, digest, rank_hash
-from bench.types import Document, Example, FieldValue, LabeledSplit, Task, Truth
+from bench.types import REVIEW_TASK, Document, Example, FieldValue, LabeledSplit, Task, Truth
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "population": {
             "documents": len(documents),
             "users": len(profiles),
-            "items": len({document.item_id for document in documents}),
+            "items": len({document.item_id for document in documents} - {None}),
         },
         "profile_reviews": _spread(profiles.values()),
         "test_history": _spread(len(example.history) for example in dataset.test.examples),
@@ -103,24 +104,24 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _build(spec: DatasetSpec, ready: ReadySplit, where: str, origin: Mapping[str, Any]) -> Dataset:
-    _check_targets(ready.targets, where)
-    library = _Library(ready.items)
-    population = Population(library.document(review) for review in _public(ready.targets))
+def _build(spec: DatasetSpec, ready: ReadySplit | ReadyDocuments, where: str, origin: Mapping[str, Any]) -> Dataset:
+    targets = ready.targets if isinstance(ready, ReadyDocuments) else _as_documents(ready)
+    _check_targets(targets, where)
+    population = Population(_public(targets))
     examples: dict[Role, list[Example]] = {role: [] for role in Role}
     references: dict[str, str] = {}
     ties = empty = 0
-    for target in sorted(ready.targets, key=_target_order):
-        example = _example(target, library)
+    for target in sorted(targets, key=_target_order):
+        example = _example(target)
         ties += len(target.history) - len(example.history)
         empty += not example.history
         if not target.history and spec.split.on_empty_history == "error":
-            raise DataError(_no_history(example, target, where))
+            raise DataError(_no_history(example, target.role, where))
         if example.history or spec.split.on_empty_history != "drop":
             examples[target.role].append(example)
-            references[example.id] = target.review.text
+            references[example.id] = target.document.text
     counts: Counts = {**ready.counts, "targets": {role.value: 0 for role in Role}}
-    for target in ready.targets:
+    for target in targets:
         counts["targets"][target.role.value] += 1
     counts["histories"] = {"not_before_target": ties, "targets_without_history": empty}
     for role, made in examples.items():
@@ -143,76 +144,85 @@ def _build(spec: DatasetSpec, ready: ReadySplit, where: str, origin: Mapping[str
     )
 
 
-def _public(targets: Sequence[Target]) -> Iterable[RawReview]:
-    """Every review that other users may see: those in histories and the train targets, nothing held out."""
-    held_out = {_key(target.review) for target in targets if target.role is not Role.TRAIN}
-    found = {_key(review): review for target in targets for review in target.history}
-    found |= {_key(target.review): target.review for target in targets if target.role is Role.TRAIN}
-    return [review for key, review in found.items() if key not in held_out]
+def _as_documents(ready: ReadySplit) -> list[Written]:
+    """Reviews as documents: one object for each, shared by all histories and the population."""
+    made: dict[tuple[str, str], Document] = {}
 
-
-class _Library:
-    """One `Document` for each review, shared by all histories and the population."""
-
-    def __init__(self, items: Mapping[str, RawItem]) -> None:
-        self.items = items
-        self.made: dict[tuple[str, str], Document] = {}
-
-    def fields(self, review: RawReview) -> dict[str, FieldValue]:
-        item = self.items[review.item_id]
-        return {
-            "item_title": item.title,
-            "item_description": item.description,
-            "rating": review.rating,
-            "title": review.title,
-        }
-
-    def document(self, review: RawReview) -> Document:
-        key = _key(review)
-        if key not in self.made:
+    def document(review: RawReview) -> Document:
+        key = review.user_id, review.item_id
+        if key not in made:
             place = review.item_id, review.timestamp
-            self.made[key] = Document(review_id(*key), review.user_id, review.text, self.fields(review), *place)
-        return self.made[key]
+            made[key] = Document(review_id(*key), review.user_id, review.text, _fields(review, ready.items), *place)
+        return made[key]
+
+    return [
+        Written(one.role, document(one.review), [document(past) for past in one.history], one.review.timestamp)
+        for one in ready.targets
+    ]
 
 
-def _example(target: Target, library: _Library) -> Example:
-    """The example with what of its history is strictly before it."""
-    review = target.review
-    before = [past for past in target.history if past.timestamp < review.timestamp]
-    before.sort(key=lambda past: (past.timestamp, past.item_id))
-    history = tuple(library.document(past) for past in before)
-    key = review_id(review.user_id, review.item_id)
-    return Example(key, review.user_id, library.fields(review), history, review.item_id, review.timestamp)
+def _fields(review: RawReview, items: Mapping[str, RawItem]) -> dict[str, FieldValue]:
+    item = items[review.item_id]
+    return {
+        "item_title": item.title,
+        "item_description": item.description,
+        "rating": review.rating,
+        "title": review.title,
+    }
 
 
-def _key(review: RawReview) -> tuple[str, str]:
-    return review.user_id, review.item_id
+def _public(targets: Sequence[Written]) -> Iterable[Document]:
+    """Every document that other users may see: those in histories and the train targets, nothing held out.
+
+    A train target without a time cannot be shown to be before anything, its own example included: it is held out too.
+    """
+
+    def shown(target: Written) -> bool:
+        return target.role is Role.TRAIN and target.document.timestamp is not None
+
+    held_out = {target.document.id for target in targets if not shown(target)}
+    found = {past.id: past for target in targets for past in target.history}
+    found |= {target.document.id: target.document for target in targets if shown(target)}
+    return [document for key, document in found.items() if key not in held_out]
 
 
-def _target_order(target: Target) -> tuple[str, int, str]:
-    return target.review.user_id, target.review.timestamp, target.review.item_id
+def _example(target: Written) -> Example:
+    """The example with what of its history is strictly before it; without times, in the order given."""
+    document, moment = target.document, target.moment
+    before = list(target.history)
+    if moment is not None:
+        dated = [(past.timestamp, past.item_id or "", past) for past in before if past.timestamp is not None]
+        before = [past for _, _, past in sorted((d for d in dated if d[0] < moment), key=lambda d: d[:2])]
+    place = document.item_id, moment
+    return Example(document.id, document.user_id, document.fields, tuple(before), *place)
 
 
-def _check_targets(targets: Sequence[Target], where: str) -> None:
+def _target_order(target: Written) -> tuple[str, float, str, str]:
+    document, moment = target.document, target.moment
+    return document.user_id, -inf if moment is None else moment, document.item_id or "", document.id
+
+
+def _check_targets(targets: Sequence[Written], where: str) -> None:
     """No example twice, none in its own history, nothing held out in the history of an earlier split."""
     rank = {role: number for number, role in enumerate(Role)}
-    roles: dict[tuple[str, str], Role] = {}
+    roles: dict[str, Role] = {}
     for target in targets:
-        key, role = _key(target.review), target.role
+        key, role = target.document.id, target.role
         if key in roles:
-            raise DataError(f"{where}: the example {review_id(*key)!r} stands twice ({roles[key]}, {role}); keep one")
+            raise DataError(f"{where}: the example {key!r} stands twice ({roles[key]}, {role}); keep one")
         roles[key] = role
     for target in targets:
-        key, role = _key(target.review), target.role
-        for past in map(_key, target.history):
-            if past in roles and (past == key or rank[roles[past]] > rank[role]):
-                what = f"the {roles[past]} target {review_id(*past)!r}"
-                raise DataError(f"{where}: the profile of the {role} example {review_id(*key)!r} holds {what}")
+        key, role = target.document.id, target.role
+        for past in target.history:
+            held = roles.get(past.id)
+            if held is not None and (past.id == key or rank[held] > rank[role]):
+                what = f"the {held} target {past.id!r}"
+                raise DataError(f"{where}: the profile of the {role} example {key!r} holds {what}")
 
 
-def _no_history(example: Example, target: Target, where: str) -> str:
+def _no_history(example: Example, role: Role, where: str) -> str:
     return (
-        f"{where}: user {example.user_id!r} has no history before the {target.role} target {example.id!r}; "
+        f"{where}: user {example.user_id!r} has no history before the {role} target {example.id!r}; "
         'set split.on_empty_history = "drop" or "keep"'
     )
 
@@ -255,7 +265,11 @@ def _fingerprint(task: Task, splits: Sequence[LabeledSplit], population: Populat
     def add(*values: Any) -> None:
         state.update(canonical_json(values).encode() + b"\n")
 
-    add("task", asdict(task), "origin", origin, "population", public)
+    shown = asdict(task)
+    for name in ("thing", "request"):  # said only where a task is about something else than items
+        if shown[name] == getattr(REVIEW_TASK, name):
+            del shown[name]
+    add("task", shown, "origin", origin, "population", public)
     for _, one in sorted(documents.items()):
         add("document", one.id, one.user_id, one.item_id, one.timestamp, one.fields, one.text)
     for number, split in enumerate(splits):

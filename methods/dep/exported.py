@@ -12,7 +12,7 @@ from bench.config import build
 from bench.errors import UsageError
 from bench.files import file_digest, read_object
 from bench.method import EXPORT_CONFIG, EXPORT_FORMAT, EXPORT_SECTION
-from bench.types import Field, Sampling, Task
+from bench.types import REVIEW_TASK, Field, Sampling, Task
 from methods.dep.config import DepConfig
 
 ADAPTER = "adapter.safetensors"
@@ -32,6 +32,8 @@ class _Task(BaseModel):
     fields: tuple[Field, ...]
     query_fields: tuple[str, ...]
     document_fields: tuple[str, ...]
+    thing: str = "item"
+    request: str = ""
 
 
 class _Prompt(BaseModel):
@@ -83,8 +85,8 @@ class Exported(BaseModel):
 def read_export(path: Path, version: str) -> Exported:
     """Reads and checks an export; no weights yet.
 
-    Raises UsageError for what is no export of a DEP, for one that is damaged, and for a control. Warns where another
-    version of the method made it.
+    Raises UsageError for what is no export of a DEP, for one that is damaged, for a control, and for a task that is not
+    that of reviews. Warns where another version of the method made it.
     """
     if not (path / EXPORT_CONFIG).is_file():
         raise UsageError(f"{path} is no export of a DEP; {_HOW}")
@@ -109,6 +111,10 @@ def read_export(path: Path, version: str) -> Exported:
             f"{path / EXPORT_CONFIG} is damaged (at {where}); copy the folder or export it again"
         ) from error
     _check_files(path, told)
+    if [field.name for field in told.task.fields] != [field.name for field in REVIEW_TASK.fields]:
+        raise UsageError(
+            f"{path} learned to write {told.task.noun}s (task {told.task.name}); the writer takes item reviews"
+        )
     if told.knobs.shuffle != "none":
         raise UsageError(f"{path} is a control (shuffle = {told.knobs.shuffle}): it reads other users' reviews")
     if told.method.version != version:
