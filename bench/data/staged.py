@@ -48,7 +48,11 @@ class Staged:
         check_writable(self.folder)
         try:
             with FileLock(str(self.folder / LOCK)).acquire(timeout=0):
-                yield self._finished() if (self.folder / MANIFEST).exists() else self._begin()
+                if (self.folder / MANIFEST).exists():
+                    yield self._finished()
+                else:
+                    self._begin()
+                    yield None
         except Timeout as error:
             message = f"another process is preparing {self.folder}; wait for it or choose another --out"
             raise UsageError(message) from error

@@ -4,10 +4,10 @@ items.
     python tests/benchmarks/prepare_speed.py make DIR [REVIEWS]      # 17 GB of reviews, 3 GB of items in full size
     python tests/benchmarks/prepare_speed.py measure DIR [option...] # time, processor time and peak memory
 
-Users and items have long tails (a few thousand users wrote more than 500 reviews, most wrote one or two). Texts are
-slices of one long row of common words, exponential in length with a mean of 350 characters; a fifth holds line breaks,
-a fiftieth is one of a hundred texts, so that duplicates are there to be found. Nothing is drawn but by hashes of
-the line's number: the same command makes the same files.
+Users and items have long tails: most users wrote one or two reviews, some hundreds; the papers' thresholds leave about
+as few users as in the papers. Texts are slices of one long row of common words, exponential in length with a mean
+of 350 characters; a fifth holds line breaks, a fiftieth is one of a hundred texts, so that there are duplicates to be
+found. Nothing is drawn but by hashes of the line's number: the same command makes the same lines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def uniform(salt: int) -> str:
 def review_sql(reviews: int) -> str:
     """Lines of a review file."""
     users, items = max(1, round(reviews / 2.86)), max(1, round(reviews / 6.7))
-    item = f"'B' || lpad(CAST(CAST(floor({items} * pow({uniform(1)}, 2.2)) AS BIGINT) AS VARCHAR), 9, '0')"
+    tail = f"CASE WHEN {uniform(8)} < 0.5 THEN 6 ELSE 2.2 END"  # what everybody reads, and what hardly anybody does
+    item = f"'B' || lpad(CAST(CAST(floor({items} * pow({uniform(1)}, {tail})) AS BIGINT) AS VARCHAR), 9, '0')"
     slice_ = (
         f"CAST(1 + floor({uniform(2)} * 500000) AS INTEGER), CAST(20 - floor(330 * ln(1 - {uniform(3)})) AS INTEGER)"
     )
@@ -47,7 +48,7 @@ def review_sql(reviews: int) -> str:
           WHEN i % 5 = 0 THEN replace(substr(c, {slice_}), ' and ', chr(10) || chr(10))
           ELSE substr(c, {slice_}) END AS text,
         []::VARCHAR[] AS images, {item} AS asin, {item} AS parent_asin,
-        'AE' || upper(substr(md5(CAST(floor({users} * pow({uniform(5)}, 2.6)) AS VARCHAR)), 1, 26)) AS user_id,
+        'AE' || upper(substr(md5(CAST(floor({users} * pow({uniform(5)}, 3.2)) AS VARCHAR)), 1, 26)) AS user_id,
         1000000000000 + CAST(hash(i + 5) % 680000000 AS BIGINT) * 1000 AS timestamp,
         CAST(hash(i) % 7 AS INTEGER) AS helpful_vote, hash(i) % 2 = 0 AS verified_purchase
       FROM range({reviews}) t(i), corpus"""
