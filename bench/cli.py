@@ -323,6 +323,34 @@ def fetch(
         typer.echo(f"{one}: {folder}")
 
 
+class Raw(enum.StrEnum):
+    """Raw data that `prepare` knows."""
+
+    AMAZON2023 = "amazon2023"
+
+
+@app.command(short_help="Make a dataset of raw reviews, millions of them.")
+def prepare(
+    raw: Annotated[Raw, typer.Argument(help="The layout of the raw files.")],
+    reviews: Annotated[Path, typer.Option(help="The reviews of a category, .jsonl or .jsonl.gz.")],
+    meta: Annotated[Path, typer.Option(help="The items of the same category, likewise.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; new or empty.")],
+    name: Annotated[str | None, typer.Option(help="Of the dataset. [default: that of DIR]")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PART.KEY=VALUE", help="A threshold; PART is filter, split or items."),
+    ] = None,
+    memory_limit: Annotated[str, typer.Option(help="What the database may hold in memory.")] = "3GB",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the database. [default: all cores]")] = None,
+) -> None:
+    """Filter the raw files of a category of Amazon Reviews 2023 into DIR/NAME.toml; a killed run goes on."""
+    from bench.data import amazon
+    from bench.data.duck import Limits
+
+    done = amazon.prepare(reviews, meta, out, name, overrides or [], Limits(memory_limit, threads))
+    typer.echo(done.as_text())
+
+
 @app.command()
 def score(
     runs: Annotated[Path, typer.Argument(help="Folder of runs, or one run.")] = RUNS,

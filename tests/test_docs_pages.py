@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from amazon_world import meta_line, review_line, write_lines
 
 from bench.check import MEANINGS
+from bench.data.amazon_stages import ItemConfig
+from bench.data.spec import FilterConfig, SplitConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -65,7 +68,7 @@ class Reader:
             if block.file is not None:
                 (self.folder / block.file).write_text(block.text)
             elif block.language == "sh":
-                for line in block.text.splitlines():
+                for line in block.text.replace("\\\n", " ").splitlines():
                     self.do(line.partition(" #")[0].strip())
 
     def do(self, command: str) -> None:
@@ -151,6 +154,27 @@ def test_the_page_on_own_data_gives_datasets_that_work(reader: Reader) -> None:
     whole = json.loads(said["python -m bench data show tea.toml --audit full --json"])
     assert whole["audit"]["leaks"] == 0
     assert len(list((reader.folder / "pictures").glob("*.svg"))) == 5
+
+
+@pytest.mark.slow
+def test_the_page_on_raw_files_gives_datasets_that_run(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("duckdb")
+    monkeypatch.setitem(SUBSTITUTIONS, "pip install 'dep-bench[prepare]'", "true")
+    monkeypatch.setitem(SUBSTITUTIONS, "python -m bench run", "python -m bench run --engine fake")
+    words = " and more words on it" * 10
+    reviews = [review_line(f"u{u}", f"i{i}", u + i, f"{u} on {i}{words}") for u in range(12) for i in range(24)]
+    write_lines(reader.folder / "Books.jsonl.gz", reviews)
+    write_lines(reader.folder / "meta_Books.jsonl.gz", [meta_line(f"i{i}", [words[:110]]) for i in range(24)])
+    reader.follow("preparing-amazon-2023.md")
+    first, loose = (out for command, out in reader.said.items() if "bench prepare" in command)
+    assert "targets: train 96, val 12, test 12" in first
+    assert "targets: train 72, val 12, test 12" in loose
+    assert (reader.folder / "data" / "books" / "books.toml").exists()
+    assert any("and more words" in out for command, out in reader.said.items() if "bench run" in command)
+    named = set(re.findall(r"`(?:filter|split|items)\.(\w+)`", (DOCS / "preparing-amazon-2023.md").read_text())) - {
+        "parquet"
+    }
+    assert named == {key for config in (FilterConfig, SplitConfig, ItemConfig) for key in config.model_fields}
 
 
 def test_the_code_on_the_pages_is_tidy(tmp_path: Path) -> None:

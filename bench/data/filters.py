@@ -42,16 +42,16 @@ def select(tables: RawTables, config: FilterConfig, split: SplitConfig, where: s
         raise DataError(f"{where} holds no reviews; check the source's reviews table")
     items = usable_items(tables.items, config)
     reviews, counts["left_out"] = usable_reviews(tables.reviews, items, config)
-    _record(counts, "usable", reviews, where, _reasons(counts["left_out"], config))
+    _record(counts, "usable", reviews, where, left_out_for(counts["left_out"], config))
     reviews = newest(reviews)
     counts["newest"] = tally(reviews)
     reviews = dense(reviews, config)
-    _record(counts, "dense", reviews, where, _dense_thresholds(config))
+    _record(counts, "dense", reviews, where, dense_thresholds(config))
     parts = keep_profiles(divide(reviews, split.train + split.val + split.test), config)
     profiles = [review for profile, _ in parts.values() for review in profile]
     counts["profiles"] = tally(profiles) | {"users": len(parts)}
     if not parts:
-        raise DataError(_emptied(where, "profiles", counts, _profile_thresholds(config)))
+        raise DataError(emptied(where, "profiles", counts, profile_thresholds(config)))
     targets = [target for user in sorted(parts) for target in _targets(*parts[user], split)]
     used = {review.item_id for profile, late in parts.values() for review in (*profile, *late)}
     clean_items = {item: _clean_item(items[item]) for item in sorted(used)}
@@ -198,16 +198,18 @@ def _clean_item(item: RawItem) -> RawItem:
 def _record(counts: Counts, step: str, reviews: Sequence[RawReview], where: str, reason: str) -> None:
     counts[step] = tally(reviews)
     if not reviews:
-        raise DataError(_emptied(where, step, counts, reason))
+        raise DataError(emptied(where, step, counts, reason))
 
 
-def _emptied(where: str, step: str, counts: Counts, reason: str) -> str:
+def emptied(where: str, step: str, counts: Counts, reason: str) -> str:
+    """What to say where a step leaves nothing: the step, why, and how many reviews there were after each before it."""
     steps = [name for name, count in counts.items() if "reviews" in count and name != step]
     trail = ", ".join(f"{counts[name]['reviews']} after {name!r}" for name in steps)
     return f"{where} is empty after step {step!r} ({reason}); reviews before it: {trail}; loosen [filter]"
 
 
-def _reasons(left_out: Mapping[str, int], config: FilterConfig) -> str:
+def left_out_for(left_out: Mapping[str, int], config: FilterConfig) -> str:
+    """How many reviews step 1 left out for what, for `emptied`."""
     means = {
         "item": "item unknown, untitled or with a description outside the bounds",
         "text": f"text shorter than filter.min_text_chars = {config.min_text_chars}",
@@ -218,11 +220,13 @@ def _reasons(left_out: Mapping[str, int], config: FilterConfig) -> str:
     return "left out: " + ", ".join(f"{count} {means[what]}" for what, count in left_out.items() if count)
 
 
-def _dense_thresholds(config: FilterConfig) -> str:
+def dense_thresholds(config: FilterConfig) -> str:
+    """The thresholds of step 3, for `emptied`."""
     return _shown(config, "min_users_per_item", "min_reviews_per_user", "max_reviews_per_user")
 
 
-def _profile_thresholds(config: FilterConfig) -> str:
+def profile_thresholds(config: FilterConfig) -> str:
+    """The thresholds of step 5, for `emptied`."""
     return _shown(config, "min_profile_users_per_item", "min_profile_reviews")
 
 

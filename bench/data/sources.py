@@ -77,9 +77,9 @@ def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -
     check_file(path, "source.reviews" if section == "source.columns" else "source.items")
     seen: dict[str, None] = {}
     rows = 0
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
-        row = _parse_line(line, where)
+        row = parse_line(line, where)
         for ours, theirs in columns:
             if theirs and theirs not in optional and theirs not in row:
                 raise DataError(f"{where} has no key {theirs!r} (for {ours}); it has: {', '.join(row) or 'none'}")
@@ -90,7 +90,8 @@ def _jsonl_rows(path: Path, columns: Config, optional: set[str], section: str) -
         require_columns(columns, seen, str(path), section)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file, plain or .gz, that are not blank, counted from 1. Raises DataError where reading fails."""
     number = 0
     try:
         with open_bytes(path) as file:
@@ -101,7 +102,8 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path} cannot be read after line {number}: {first_line(error)}") from error
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The object on a line. Raises DataError if there is none."""
     try:
         row = json.loads(line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8"))
     except (ValueError, RecursionError) as error:

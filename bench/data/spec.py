@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -88,8 +89,11 @@ class Source(Protocol):
     def load(self) -> RawTables | ReadySplit | ReadyDocuments: ...
 
 
+_NAME, _LONGEST = r"^[A-Za-z0-9][A-Za-z0-9._-]*$", 80
+
+
 class _Head(Config):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    name: str = Field(pattern=_NAME, max_length=_LONGEST)
     about: str = ""
 
 
@@ -111,6 +115,11 @@ class DatasetSpec:
     task: Task
     ready_split: bool
     """The source brings its own split: `filter` and the targets per user in `split` are not used."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a dataset can be called so."""
+    return re.fullmatch(_NAME.strip("^$"), text) is not None and len(text) <= _LONGEST
 
 
 def folders() -> list[Path]:
@@ -156,7 +165,7 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
     filters = _build(FilterConfig, _section(tables, "filter", path), f"{path}: filter")
     split = _build(SplitConfig, _section(tables, "split", path), f"{path}: split")
     ready = bool(getattr(source, "ready_split", False))
-    _check_thresholds(path, kind, filters, split, ready)
+    check_thresholds(str(path), kind, filters, split, ready)
     task = _task(path, _section(tables, "task", path), getattr(source, "task", REVIEW_TASK))
     return DatasetSpec(about.name, about.about, path, kind, source, source_config, filters, split, task, ready)
 
@@ -221,15 +230,16 @@ def _source(path: Path, section: dict[str, Any], overrides: Mapping[str, Any]) -
     return kind, source(config), config
 
 
-def _check_thresholds(path: Path, kind: str, filters: FilterConfig, split: SplitConfig, ready: bool) -> None:
+def check_thresholds(where: str, kind: str, filters: FilterConfig, split: SplitConfig, ready: bool) -> None:
+    """Raises UsageError for thresholds that cannot hold together, or that a source which splits would not use."""
     given = [f"filter.{key}" for key in sorted(filters.model_fields_set)]
     given += [f"split.{key}" for key in sorted(split.model_fields_set - {"on_empty_history"})]
     if ready and given:
-        raise UsageError(f"{path}: {given[0]} has no effect, as source {kind!r} brings its own split; take it out")
+        raise UsageError(f"{where}: {given[0]} has no effect, as source {kind!r} brings its own split; take it out")
     targets = split.train + split.val + split.test
     if not ready and filters.min_reviews_per_user < targets:
         raise UsageError(
-            f"{path}: filter.min_reviews_per_user = {filters.min_reviews_per_user} is fewer than the "
+            f"{where}: filter.min_reviews_per_user = {filters.min_reviews_per_user} is fewer than the "
             f"{targets} targets per user of [split]; raise it or take fewer targets"
         )
 
