@@ -17,6 +17,14 @@ def alone(n: int) -> np.ndarray:
     return np.arange(n)
 
 
+def ends(resampled: object, users: int) -> Floats:
+    """Ends of an expanded percentile interval over so many users, by scipy's distributions."""
+    from scipy.stats import norm, t
+
+    tail = norm.cdf(t(users - 1).ppf(0.025) * (users / (users - 1)) ** 0.5)
+    return np.percentile(np.asarray(resampled), [100 * tail, 100 * (1 - tail)])
+
+
 def made_up(rng: np.random.Generator, reducer: str, seeds: int, examples: int, missing: float) -> Floats:
     """(seeds, examples, d) of plausible values, a share of them missing."""
     shape = (seeds, examples)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stats_world import alone, made_up, one, statistics
+from stats_world import alone, ends, made_up, one, statistics
 
 from bench.stats import REDUCERS, Floats, bootstrap_weights, corpus_bleu, paired_bootstrap
+from bench.stats.bootstrap import tail_of
 
 
 def test_weights_are_multinomial() -> None:
@@ -33,6 +34,22 @@ def test_the_interval_of_a_mean_is_the_normal_one_for_many_users(draw: str) -> N
     assert estimate.low == pytest.approx(sample.mean() - half, abs=0.05 * half)
     assert estimate.high == pytest.approx(sample.mean() + half, abs=0.05 * half)
     assert (estimate.users, estimate.missing) == (2000, 0)
+
+
+@pytest.mark.parametrize("users", [8, 16, 30])
+def test_the_interval_of_a_mean_is_students_for_few_users(users: int) -> None:
+    """The bootstrap's variance is (n - 1) / n of the unbiased one, and its shape the normal's: both are made good."""
+    from scipy.stats import t
+
+    sample = np.random.default_rng(3).normal(size=(40, users))
+    ratios = []
+    for row in sample:
+        estimate = paired_bootstrap({"a": one(row)}, alone(users))["a"].score
+        assert estimate.low is not None
+        assert estimate.high is not None
+        half = t(users - 1).ppf(0.975) * row.std(ddof=1) / users**0.5
+        ratios.append((estimate.high - estimate.low) / (2 * half))
+    assert 0.95 < np.mean(ratios) < 1.03
 
 
 def test_the_interval_of_a_difference_is_the_paired_one() -> None:
@@ -77,7 +94,14 @@ def test_equals_scipy() -> None:
     rng = np.random.default_rng(7)
     first, second = rng.exponential(size=60), rng.exponential(size=60)
     ours = paired_bootstrap({"a": one(first), "b": one(second)}, alone(60), baseline="b", resamples=40_000)
-    options = {"n_resamples": 40_000, "method": "percentile", "vectorized": True, "rng": np.random.default_rng(0)}
+    level = 1 - 2 * tail_of(60)  # a little above 95 %
+    options = {
+        "n_resamples": 40_000,
+        "method": "percentile",
+        "vectorized": True,
+        "confidence_level": level,
+        "rng": np.random.default_rng(0),
+    }
     mean = bootstrap((first,), lambda x, axis: x.mean(axis=axis), **options).confidence_interval
     assert (ours["a"].score.low, ours["a"].score.high) == pytest.approx((mean.low, mean.high), abs=0.01)
     gap = bootstrap(
@@ -152,7 +176,7 @@ def test_equals_a_slow_bootstrap(data: st.DataObject, reducer: str) -> None:
                 continue
             assert estimate.value == pytest.approx(expected[0], abs=1e-9)
             if estimate.low is not None:
-                assert (estimate.low, estimate.high) == pytest.approx(np.percentile(known, [2.5, 97.5]), abs=1e-9)
+                assert (estimate.low, estimate.high) == pytest.approx(ends(known, estimate.users), abs=1e-9)
 
 
 def test_missing_values_are_left_out_pairwise_and_counted() -> None:
@@ -236,4 +260,4 @@ def test_the_bootstrap_of_bleu_rescores_each_drawn_corpus() -> None:
         drawn = np.repeat(np.arange(12), weights.astype(int))
         resampled.append(sacrebleu.corpus_bleu([outputs[i] for i in drawn], [[references[i] for i in drawn]]).score)
     assert score.value == pytest.approx(sacrebleu.corpus_bleu(outputs, [references]).score, abs=1e-9)
-    assert (score.low, score.high) == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=1e-9)
+    assert (score.low, score.high) == pytest.approx(ends(resampled, 12), abs=1e-9)
