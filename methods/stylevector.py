@@ -41,7 +41,7 @@ class StyleVectorConfig(Config):
     """Layer that is read and changed: below 1 a share of the model's depth (0.5: the middle), from 1 on its number."""
     alpha: float = Field(default=0.1, allow_inf_nan=False)
     """What the style vector is multiplied with before it is added; 0 is the prompt alone. Worth tuning for each model:
-    with a small one texts get worse from 0.25 on, and from 1 on some are no language any more."""
+    docs/methods.md has what a small one wrote under several."""
     n_history: int = Field(default=8, ge=0)
     """Most recent past documents that the style vector is the mean of."""
     scope: Scope = "user"
