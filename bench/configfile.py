@@ -19,7 +19,7 @@ from typing import Any
 from bench import registry
 from bench.config import build
 from bench.errors import DataError, UnknownName, UsageError
-from bench.files import write_atomic
+from bench.files import toml_value, write_atomic
 from bench.keys import digest
 from bench.plan import ALL, Plan, RunConfig, part_of
 
@@ -147,8 +147,7 @@ def _toml(value: Any) -> str:
         if len(one_line := ", ".join(map(_toml, value))) <= 100:
             return f"[{one_line}]"
         return "[\n" + "".join(f"  {_toml(inner)},\n" for inner in value) + "]"
-    # JSON's strings, numbers and truths are TOML's, but for this one character.
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+    return toml_value(value)
 
 
 def keep(plan: Plan) -> Path:

@@ -48,6 +48,11 @@ def pretty_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def toml_value(value: Any) -> str:
+    """A string, a finite number or a truth value in TOML: as in JSON, but for the DEL character."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+
+
 def json_lines(rows: Iterable[Any]) -> bytes:
     """One line of canonical JSON a row."""
     return "".join(canonical_json(row) + "\n" for row in rows).encode("utf-8", "surrogatepass")

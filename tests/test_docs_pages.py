@@ -137,6 +137,21 @@ def test_the_page_on_the_rest_gives_things_that_work(reader: Reader) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_on_papers_gives_tables(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = " --engine fake --limit 2 --set planted.users=14 --methods nonperso,rag"
+    monkeypatch.setitem(SUBSTITUTIONS, " --methods nonperso,rag", small)
+    reader.follow("reproducing-papers.md")
+    dry, dep, dpl, published = reader.said.values()
+    assert "in all: 6 runs" in dry
+    assert "measured in" not in dry
+    assert "dep-table1, ours at another scale: engine fake" in dep
+    assert "0.2711 ±0.0058" in dpl  # Non-Perso on Books
+    assert "Books, ours on planted" in dpl
+    assert "ours: the published settings" in published
+    assert "Books (amazon-books): left out" in " ".join(published.split())  # no network in tests
+
+
+@pytest.mark.slow
 def test_the_page_on_own_data_gives_datasets_that_work(reader: Reader) -> None:
     pytest.importorskip("matplotlib")
     reader.follow("your-own-data.md")

@@ -9,7 +9,6 @@ has more reviews than at the first pass, and a fix point is its own fix point. S
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from bench.data.ready import Role
 from bench.data.spec import FilterConfig, SplitConfig, check_thresholds, is_name
 from bench.data.staged import Staged
 from bench.errors import DataError, UnknownName, UsageError
+from bench.files import toml_value
 
 FORMAT = 1
 """Of the plan in the manifest."""
@@ -134,21 +134,16 @@ def _spec(name: str, origin: str, filters: FilterConfig, split: SplitConfig) -> 
     lines = [
         "# Written by `python -m bench prepare`. The files hold what steps 1 to 3 leave under these thresholds:",
         "# to loosen one, prepare again into another folder.",
-        f"name = {_toml(name)}",
-        f"about = {_toml(about)}",
+        f"name = {toml_value(name)}",
+        f"about = {toml_value(about)}",
         "",
         "[source]",
         'kind = "parquet"',
-        *(f"{key} = {_toml(file)}" for key, file in zip(("reviews", "items"), RESULT, strict=True)),
+        *(f"{key} = {toml_value(file)}" for key, file in zip(("reviews", "items"), RESULT, strict=True)),
         "",
         "[source.item_columns]",
         'category = "category"',
     ]
     for section, config in (("filter", filters), ("split", split)):
-        lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in config.model_dump().items())]
+        lines += ["", f"[{section}]", *(f"{key} = {toml_value(value)}" for key, value in config.model_dump().items())]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A string, a number or a truth value: JSON writes those as TOML does, but for DEL."""
-    return json.dumps(value).replace("\x7f", "\\u007f")
