@@ -139,7 +139,9 @@ def test_a_line_that_cannot_be_used_is_named(
 
 def test_a_null_is_no_missing_key(tmp_path: Path) -> None:
     reviews, meta = plain_world()
-    nulls = [review_line("u0", "i1", 9, "words on it") | {key: None} for key in ("text", "timestamp", "rating", "title")]
+    nulls = [
+        review_line("u0", "i1", 9, "words on it") | {key: None} for key in ("text", "timestamp", "rating", "title")
+    ]
     left_out = prepared(tmp_path, [*reviews, *nulls], meta).counts["left_out"]
     assert left_out == {"item": 0, "text": 1, "rating": 1, "title": 1, "timestamp": 1}
 
