@@ -11,15 +11,14 @@ Paths are relative to the working directory, as on the command line.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import registry
 from bench.config import build
-from bench.errors import DataError, UnknownName, UsageError
-from bench.files import toml_value, write_atomic
+from bench.errors import UnknownName, UsageError
+from bench.files import read_toml, toml_value, write_atomic
 from bench.keys import digest
 from bench.plan import ALL, Plan, RunConfig, part_of
 
@@ -32,25 +31,12 @@ CONFIGS = "configs"
 _NO_KEYS = ("overrides", "dry_run")
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file. Raises DataError, naming file and line, where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path} is not valid TOML: line {line} is not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path} is not valid TOML: {str(error).splitlines()[0]}") from error
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """Values for `RunConfig` from a file; only what the file says, not yet checked against types.
 
     Raises DataError for a file that is not TOML, UnknownName for an unknown key, UsageError for a broken `set`.
     """
-    return run_values(read_table(path), str(path))
+    return run_values(read_toml(path), str(path))
 
 
 def run_values(table: Mapping[str, Any], where: str) -> dict[str, Any]:

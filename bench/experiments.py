@@ -12,8 +12,9 @@ from pydantic import Field
 
 import bench
 from bench.config import Config, build
-from bench.configfile import PAPER, SET, read_table, run_values
+from bench.configfile import PAPER, SET, run_values
 from bench.errors import DataError, UnknownName, UsageError
+from bench.files import read_toml
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def load(name: str) -> Experiment:
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None:
         raise UnknownName("paper table", name, known)
-    table = read_table(path)
+    table = read_toml(path)
     if not isinstance(table.get(PAPER), Mapping):
         raise UsageError(f"{path} has no table [{PAPER}]; run it with: python -m bench run --config {path}")
     paper = build(PaperConfig, table[PAPER], f"{path}: {PAPER}")

@@ -8,11 +8,12 @@ import json
 import os
 import re
 import tempfile
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.errors import UsageError
+from bench.errors import DataError, UsageError
 from bench.keys import canonical_json
 
 
@@ -46,6 +47,19 @@ def sync_folder(folder: Path) -> None:
 def pretty_json(value: Any) -> str:
     """JSON for people: sorted keys, one entry a line, a newline at the end."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises DataError, naming file and line, where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} is not valid TOML: line {line} is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not valid TOML: {str(error).splitlines()[0]}") from error
 
 
 def toml_value(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from bench.config import Config, build
 from bench.data.ready import ReadyDocuments, ReadySplit
 from bench.data.tables import RawTables
 from bench.errors import DataError, UnknownName, UsageError
+from bench.files import read_toml
 from bench.types import REVIEW_TASK, Task
 
 C = TypeVar("C", bound=Config)
@@ -155,7 +155,7 @@ def load_spec(name_or_path: str | Path, overrides: Mapping[str, Any] | None = No
         UsageError: a value that cannot be used.
     """
     path = _find(str(name_or_path))
-    tables = _read(path)
+    tables = read_toml(path)
     known = {"name", "about", "source", "filter", "split", "task"}
     if unknown := [key for key in tables if key not in known]:
         raise UnknownName(f"key of {path}", unknown[0], known)
@@ -196,18 +196,6 @@ def _find(name: str) -> Path:
     if name not in files:
         raise UnknownName("dataset", name, files, "A path to a TOML file works too.")
     return files[name]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path} is not valid TOML: line {line} is not UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path} is not valid TOML: {str(error).splitlines()[0]}") from error
 
 
 def _section(tables: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
