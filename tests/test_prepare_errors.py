@@ -205,6 +205,12 @@ def test_without_duckdb_the_command_to_install_it(raw: Path, monkeypatch: pytest
         prepare(raw / "r.jsonl", raw / "meta.jsonl", raw / "out")
 
 
+def test_an_old_duckdb_is_not_trusted_with_a_file_that_is_cut_short(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duckdb, "__version__", "1.4.5")
+    with pytest.raises(UsageError, match=r"DuckDB 2 or later, not 1.4.5; run: pip install 'dep-bench\[prepare\]'"):
+        prepare(raw / "r.jsonl", raw / "meta.jsonl", raw / "out")
+
+
 def test_memory_and_disk_that_do_not_suffice(tmp_path: Path) -> None:
     large = "CREATE TEMP TABLE z AS SELECT i, md5(i::VARCHAR) AS m FROM range(2000000) t(i)"
     with connect(Limits("40MB", 1), tmp_path / "tmp", "test") as database:
