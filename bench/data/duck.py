@@ -102,6 +102,10 @@ class Duck:
             with _progress(self._connection, self.title):
                 rows: list[tuple[Any, ...]] = self._connection.execute(sql).fetchall()
                 return rows
+        except (duckdb.InterruptException, RuntimeError) as error:
+            if "interrupted" in str(error).lower():  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from error
+            raise
         except duckdb.Error as error:
             raise _told(error, file, tell) from error
 
