@@ -7,8 +7,10 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,20 @@ def test_without_duckdb_the_command_to_install_it(raw: Path, monkeypatch: pytest
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"run: pip install 'dep-bench\[prepare\]'"):
         prepare(raw / "r.jsonl", raw / "meta.jsonl", raw / "out")
+
+
+def test_an_old_duckdb_is_not_trusted_with_a_file_that_is_cut_short(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duckdb, "__version__", "1.4.5")
+    with pytest.raises(UsageError, match=r"DuckDB 2 or later, not 1.4.5; run: pip install 'dep-bench\[prepare\]'"):
+        prepare(raw / "r.jsonl", raw / "meta.jsonl", raw / "out")
+
+
+def test_an_interrupt_ends_a_statement_as_it_ends_anything(tmp_path: Path) -> None:
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    with connect(Limits("200MB", 1), tmp_path, "test") as database:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            database.run("SELECT sum(hash(i)) FROM range(1000000000000) t(i)")
 
 
 def test_memory_and_disk_that_do_not_suffice(tmp_path: Path) -> None:

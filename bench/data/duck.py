@@ -17,6 +17,9 @@ from bench.types import SLOT_CLOSE, SLOT_OPEN
 Tell = Callable[[int | None], None]
 """Given the line that DuckDB complains of, if it names one: raises DataError with the line and what is wrong there."""
 
+_OLDEST = 2
+"""Major version."""
+
 _SPACES = [char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace()]
 """What `str.split` takes for white space."""
 
@@ -54,7 +57,7 @@ def quoted(text: str | Path) -> str:
 
 def lines_of(path: Path, columns: dict[str, str]) -> str:
     """SQL for the table in a JSON Lines file, plain or .gz: key -> type. A key that a line lacks is null."""
-    packing = "gzip" if path.suffix == ".gz" else "none"
+    packing = "gzip" if path.suffix == ".gz" else "uncompressed"
     kinds = ", ".join(f"{name}: {quoted(kind)}" for name, kind in columns.items())
     options = f"format = 'newline_delimited', compression = '{packing}', columns = {{{kinds}}}"
     # Square brackets around the name: otherwise `*` or `[` in it would be a pattern.
@@ -99,6 +102,10 @@ class Duck:
             with _progress(self._connection, self.title):
                 rows: list[tuple[Any, ...]] = self._connection.execute(sql).fetchall()
                 return rows
+        except (duckdb.InterruptException, RuntimeError) as error:
+            if "interrupted" in str(error).lower():  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from error
+            raise
         except duckdb.Error as error:
             raise _told(error, file, tell) from error
 
@@ -119,12 +126,18 @@ class Duck:
 
 
 def version() -> str:
-    """The version of DuckDB. Raises MissingPackage if it is not installed."""
+    """The version of DuckDB. Raises MissingPackage if it is not installed, UsageError if it is too old to be trusted.
+
+    Version 1.4 takes a .gz file that is cut short for a whole one.
+    """
     try:
         import duckdb
     except ImportError:
         raise MissingPackage("duckdb", "prepare", extra="prepare") from None
-    return str(duckdb.__version__)
+    found = str(duckdb.__version__)
+    if int(found.partition(".")[0]) < _OLDEST:
+        raise UsageError(f"prepare needs DuckDB {_OLDEST} or later, not {found}; run: pip install 'dep-bench[prepare]'")
+    return found
 
 
 @contextmanager
