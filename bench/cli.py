@@ -209,7 +209,7 @@ def run(
         "dry_run": dry_run,
     }
     given = flags if config is None else merged(config, _given(flags, context))
-    plan = make_plan(build(RunConfig, given, "run"))
+    plan = make_plan(build(RunConfig, given, "run" if config is None else str(config)))
     if dry_run:
         typer.echo(dry_run_text(plan))
         return

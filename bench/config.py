@@ -55,6 +55,7 @@ def build(config: type[C], values: Mapping[str, Any], where: str) -> C:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "config"
         reason = " ".join(first["msg"].removeprefix("Value error, ").split())
+        reason = reason.replace("a valid tuple", "a list").replace("for <class 'pathlib.Path'>", "").strip()
         raise UsageError(f"{where}.{key} = {_shown(first['input'])} is not valid: {reason}") from error
 
 

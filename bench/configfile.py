@@ -26,9 +26,15 @@ SET = "set"
 """Where a file says what --set says."""
 PAPER = "paper"
 """A table that `run` leaves alone: what `python -m bench paper` needs to know of the experiment."""
+_HEAD = """# A resolved run: do it again with python -m bench run --config FILE.
+# Every knob of its methods and engine is told; to change a mode that brings others with it, write a file of your own.
+"""
 CONFIGS = "configs"
 """Folder under a run's `out` for resolved configs."""
 _NO_KEYS = ("overrides", "dry_run")
+_NOT_KEPT = (*_NO_KEYS, "existing", "tracker")
+"""What changes no record, and would make a resolved config do more than run again."""
+_COUNTS = ("limit", "train_limit", "max_new_tokens", "max_prompt_tokens")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -46,6 +52,9 @@ def run_values(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key not in (*known, SET, PAPER):
             raise UnknownName(f"key of {where}", key, [*known, SET])
     values = {key: value for key, value in table.items() if key in known}
+    for key in _COUNTS:
+        if isinstance(values.get(key), bool):  # which would count as 0 or 1
+            raise UsageError(f"{where}: {key} = {str(values[key]).lower()} is not a number")
     if SET in table:
         values["overrides"] = list(_assignments(table[SET], where))
     return values
@@ -58,7 +67,8 @@ def merged(path: Path, flags: Mapping[str, Any]) -> dict[str, Any]:
     the file sets of those that are left out goes with them.
     """
     values = {"methods": [], **read_config(path)}
-    old = [one for one in values.get("overrides", []) if part_set(one) not in _left_out(values, flags)]
+    left = left_out(values, flags)
+    old = [one for one in values.get("overrides", []) if part_set(one) not in left]
     return {**values, **flags, "overrides": [*old, *flags.get("overrides", [])]}
 
 
@@ -67,15 +77,19 @@ def part_set(assignment: str) -> str:
     return assignment.partition("=")[0].strip().rpartition(".")[0]
 
 
-def _left_out(values: Mapping[str, Any], flags: Mapping[str, Any]) -> set[str]:
-    """Parts that a file may have set and that the flags have put aside."""
+def left_out(values: Mapping[str, Any], flags: Mapping[str, Any]) -> set[str]:
+    """Parts that a file's `values` may have set and that the flags have put aside.
+
+    With an ablation no method is put aside, as its variants may be of others.
+    """
     left: set[str] = set()
     for kind, key in (("method", "methods"), ("metric", "metrics"), ("engine", "engine")):
-        if key in flags:
+        if key in flags and not (key == "methods" and (flags.get("ablate") or values.get("ablate"))):
             wanted = [flags[key]] if isinstance(flags[key], str) else flags[key] or []
             left |= set() if ALL in wanted else {*registry.names(kind)} - {*wanted}
     if "dataset" in flags:
-        left |= {part_of(str(values.get("dataset", "")))} - {part_of(flags["dataset"])}
+        usual = RunConfig.model_fields["dataset"].default
+        left |= {part_of(str(values.get("dataset", usual)))} - {part_of(flags["dataset"])}
     return left
 
 
@@ -98,7 +112,7 @@ def resolved(plan: Plan) -> dict[str, Any]:
 
     All knobs of the methods and the engine stand in it, `all` is told out, and metrics are named.
     """
-    config = plan.config.model_dump(mode="json", exclude=set(_NO_KEYS), exclude_none=True)
+    config = plan.config.model_dump(mode="json", exclude=set(_NOT_KEPT), exclude_none=True)
     own = [planned for planned in plan.planned if planned.variant is None]
     parts: dict[str, Mapping[str, Any]] = {name: knobs for name, knobs in plan.overrides.items() if knobs}
     parts |= {planned.method.name: planned.method.config.model_dump(mode="json") for planned in own}
@@ -142,5 +156,5 @@ def keep(plan: Plan) -> Path:
     folder = plan.config.out / CONFIGS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.dataset.name}-{digest(values, 12)}.toml"
-    write_atomic(path, "# A resolved run; do it again with: python -m bench run --config FILE\n" + toml_text(values))
+    write_atomic(path, _HEAD + toml_text(values))
     return path

@@ -19,6 +19,10 @@ class DataError(UsageError):
     """A dataset (spec file, table, column, row) cannot be used as it is."""
 
 
+class NotFetched(DataError):
+    """Data that would have to be fetched first, and cannot be now."""
+
+
 class MissingPackage(UsageError):
     """An optional package is needed for what was asked."""
 

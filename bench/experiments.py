@@ -15,6 +15,7 @@ from bench.config import Config, build
 from bench.configfile import PAPER, SET, run_values
 from bench.errors import DataError, UnknownName, UsageError
 from bench.files import read_toml
+from bench.plan import RunConfig
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Experiment:
     published: Published
     paper: PaperConfig
     run: Mapping[str, Any]
-    """Values for `RunConfig`, in the published settings."""
+    """Values for `RunConfig`, as the file has them."""
+    exact: Mapping[str, Any]
+    """Values for `RunConfig` in the published settings: those of the file that came with the table."""
     laptop: Mapping[str, Any]
     """Values that replace them on a laptop; the assignments among them come after the published ones."""
 
@@ -106,7 +109,7 @@ def load(name: str) -> Experiment:
     known = _files(_folders("experiments", installed="data/experiments"), ".toml")
     path = Path(name) if name.endswith(".toml") else known.get(name)
     if path is None:
-        raise UnknownName("paper table", name, known)
+        raise UnknownName("paper table", name, [one for one, file in known.items() if PAPER in read_toml(file)])
     table = read_toml(path)
     if not isinstance(table.get(PAPER), Mapping):
         raise UsageError(f"{path} has no table [{PAPER}]; run it with: python -m bench run --config {path}")
@@ -117,7 +120,24 @@ def load(name: str) -> Experiment:
     laptop = run_values(paper.laptop, where)
     if unknown := [key for key in paper.laptop if key not in table and key not in ("limit", "train_limit", SET)]:
         raise UsageError(f"{where}.{unknown[0]} has no published value that it could replace")
-    return Experiment(path.stem, path, published, paper, run_values(table, str(path)), laptop)
+    run = _checked_run(run_values(table, str(path)), paper, path)
+    shipped = known.get(paper.figures, path)
+    exact = run if shipped.resolve() == path.resolve() else run_values(read_toml(shipped), str(shipped))
+    return Experiment(path.stem, path, published, paper, run, exact, laptop)
+
+
+def _checked_run(run: dict[str, Any], paper: PaperConfig, path: Path) -> dict[str, Any]:
+    """The values, if a run can be made of them. Raises UsageError for what is missing or of a wrong type."""
+    for key in ("methods", "metrics"):
+        if key not in run:
+            raise UsageError(f"{path} has no {key}; a table is made of some")
+    build(RunConfig, run, str(path))
+    if not paper.datasets:
+        raise UsageError(f"{path}: {PAPER}.datasets is empty; give the table's name of a dataset and its spec")
+    if paper.sizes and run.get("model") not in paper.sizes.values():
+        told = ", ".join(paper.sizes.values())
+        raise UsageError(f"{path}: model = {run.get('model')!r} is none of {PAPER}.sizes ({told}); change both")
+    return run
 
 
 def _check(paper: PaperConfig, published: Published, path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.config import build
-from bench.configfile import part_set
-from bench.errors import UsageError
+from bench import weights
+from bench.config import build, parse_overrides
+from bench.configfile import left_out, part_set
+from bench.data.spec import spec_files
+from bench.errors import NotFetched, UnknownName, UsageError
 from bench.experiments import Experiment
 from bench.papertable import Block, paper_table
-from bench.plan import RunConfig, make_plan, part_of
+from bench.plan import ALL, Plan, RunConfig, make_plan, part_of
 from bench.store import StoredRun, find_runs
 from bench.tables import Table
 from bench.workload import Workload, workloads
@@ -84,23 +86,39 @@ def prepare(
     size = size if size is not None else next(iter(sizes), "")
     if size not in (sizes or {"": ""}):
         raise UsageError(f"{experiment.name} has no size {size!r}; it has: {', '.join(sizes) or 'one, without a name'}")
-    published = dict(experiment.run) | ({"model": sizes[size]} if sizes else {})
-    values = published | (dict(experiment.laptop) if laptop else {}) | dict(given)
-    sources: list[Mapping[str, Any]] = [published, experiment.laptop if laptop else {}, given]
-    parts = {*values["methods"], *values["metrics"]}
-    ours = [one for source in sources[:2] for one in source.get("overrides", ()) if part_set(one) in parts]
-    values["overrides"] = [*ours, *given.get("overrides", ())]
+    _check_metrics(experiment, given)
+    model = {"model": sizes[size]} if sizes else {}
+    base = [dict(experiment.run) | model, dict(experiment.laptop) if laptop else {}]
+    values = base[0] | base[1] | dict(given)
+    left = left_out(base[0], given)
+    usual = [one for source in base for one in source.get("overrides", ()) if part_set(one) not in left]
+    values["overrides"] = [*usual, *given.get("overrides", ())]
     chosen = [_dataset(experiment, text) for text in datasets or experiment.paper.datasets]
+    titles = [title for title, _, _ in chosen]
+    if twice := sorted({title for title in titles if titles.count(title) > 1}):
+        raise UsageError(
+            f"--datasets gives {', '.join(twice)} twice; once is enough, and files need names of their own"
+        )
+    everywhere = {*spec_files(), *(part_of(spec) for _, _, spec in chosen)}
     cells = []
     for title, dataset, spec in chosen:
-        others = {part_of(other) for _, _, other in chosen} - {part_of(spec)}
-        own = [one for one in values["overrides"] if part_set(one) not in others]
-        config = build(RunConfig, {**values, "dataset": spec, "overrides": own}, experiment.name)
+        own = [one for one in values["overrides"] if part_set(one) not in everywhere - {part_of(spec)}]
+        config = build(RunConfig, {**values, "dataset": spec, "overrides": own}, str(experiment.path))
         cells.append(Cell(title, dataset, config))
-    if twice := sorted({cell.title for cell in cells if [c.title for c in cells].count(cell.title) > 1}):
-        raise UsageError(f"--datasets names {', '.join(twice)} more than once; once is enough")
-    exact = build(RunConfig, {**published, "dataset": cells[0].config.dataset}, experiment.name)
+    exact = build(RunConfig, dict(experiment.exact), experiment.paper.figures)
     return PaperRun(experiment, size, tuple(cells), tuple(_scale(cells, exact)))
+
+
+def _check_metrics(experiment: Experiment, given: Mapping[str, Any]) -> None:
+    """Metrics that the table has no column for would be computed and never shown."""
+    known = experiment.published.metrics
+    if "metrics" in given and not given["metrics"]:
+        raise UsageError(f"--metrics names none; the table has: {', '.join(known)}")
+    for name in given.get("metrics") or ():
+        if name not in known:
+            raise UnknownName(
+                f"metric of {experiment.name}", name, known, "Others: python -m bench run, score or table."
+            )
 
 
 def _dataset(experiment: Experiment, text: str) -> tuple[str, str | None, str]:
@@ -124,8 +142,27 @@ def _scale(cells: Sequence[Cell], exact: RunConfig) -> Iterator[str]:
             yield f"{called} {_shown(value)}{told}"
     if stands := [cell.title for cell in cells if cell.dataset is None or ", ours on " in cell.title]:
         yield f"datasets {'; '.join(stands)}"
-    if knobs := [one for one in ours.overrides if one not in exact.overrides]:
+    knobs: dict[str, None] = {}
+    for cell in cells:
+        knobs |= dict.fromkeys(_knobs(cell.config, exact))
+    if knobs:
         yield f"knobs {', '.join(knobs)}"
+
+
+def _knobs(ours: RunConfig, exact: RunConfig) -> Iterator[str]:
+    """Knobs that are set otherwise than published, those that were and are not any more among them."""
+    mine, published = parse_overrides(ours.overrides), parse_overrides(exact.overrides)
+    running = {*ours.methods, *(ours.metrics or ())}
+    for part in dict.fromkeys((*mine, *published)):
+        if part not in mine and part not in running and ALL not in running:
+            continue  # of what does not run here
+        for knob in dict.fromkeys((*mine.get(part, {}), *published.get(part, {}))):
+            value = mine.get(part, {}).get(knob, _UNSET)
+            if value != published.get(part, {}).get(knob, _UNSET):
+                yield f"{part}.{knob}={_shown(value)}"
+
+
+_UNSET = "its default"
 
 
 def _shown(value: Any) -> str:
@@ -143,7 +180,7 @@ def run(paper: PaperRun) -> Table:
     blocks = []
     for cell, plan in zip(paper.cells, plans, strict=True):
         say(f"== {cell.title}: {len(plan.planned)} methods x {len(plan.config.seeds)} seeds, config {keep(plan)}")
-        blocks.append(Block(cell.title, cell.dataset, execute(plan)))
+        blocks.append(Block(cell.title, cell.dataset, execute(plan), [metric.name for metric in plan.metrics]))
     return paper_table(paper.experiment, paper.size, paper.scale, blocks)
 
 
@@ -224,18 +261,50 @@ def dry_run_text(paper: PaperRun, width: int = 110) -> str:
     for cell in paper.cells:
         try:
             plan = make_plan(cell.config.model_copy(update={"dry_run": True}))
-        except UsageError as error:
+        except NotFetched as error:
             lines += [f"{cell.title} ({cell.config.dataset}): left out, {error}", ""]
             continue
         lines.append(f"{cell.title} ({cell.config.dataset}, {len(plan.dataset.test):,} test examples)")
+        stored = _stored(plan)
         for load in workloads(plan):
-            takes = Takes.of(load, len(plan.config.seeds))
+            done = _done(load, plan, stored)
+            takes = Takes.of(load, len(plan.config.seeds) - done)
             whole += takes
-            lines.append(f"  {load.planned.title}: {takes.told() if load.stages else f'{takes.runs:,} runs, no model'}")
+            told = takes.told() if load.stages else f"{takes.runs:,} runs, no model"
+            lines.append(f"  {load.planned.title}: {told}" + (f" ({done:,} more are there already)" if done else ""))
         lines.append("")
     lines.append(f"in all: {whole.told()}")
     lines.append(_hours_told(whole, paper.cells[0].config))
     return "\n".join(line for text in lines for line in textwrap.wrap(text, width, subsequent_indent="    ") or [""])
+
+
+def _stored(plan: Plan) -> list[StoredRun]:
+    return list(find_runs(plan.config.out).runs) if plan.config.out.is_dir() else []
+
+
+def _done(load: Workload, plan: Plan, stored: Sequence[StoredRun]) -> int:
+    """How many seeds of a row are complete, as far as can be told without the model's files."""
+    method, config = load.planned.method, plan.config
+    wanted = {
+        "method": {"name": method.name, "version": method.version, "config": method.config.model_dump(mode="json")},
+        "sampling": asdict(config.sampling),
+    }
+    data = {"fingerprint": plan.dataset.fingerprint, "selection": plan.dataset.selection}
+    model = {"name": config.engine, "model": _label(config.model)} if load.stages and config.engine == "hf" else {}
+    seeds = {
+        run.description["seed"]
+        for run in stored
+        if all(run.description[key] == value for key, value in wanted.items())
+        and data.items() <= run.description["dataset"].items()
+        and model.items() <= run.description["engine"].items()
+        and run.description["prompt"]["max_prompt_tokens"] == config.max_prompt_tokens
+    }
+    return len(seeds & {*config.seeds})
+
+
+def _label(model: str) -> str:
+    """As records call a model."""
+    return weights.resolve(model, "llm").label
 
 
 def _hours_told(whole: Takes, config: RunConfig) -> str:
@@ -246,7 +315,8 @@ def _hours_told(whole: Takes, config: RunConfig) -> str:
             "Run once with --limit 4, and ask again"
         )
     return (
-        f"time: at most {rates.hours(whole):.2f} hours of one device without embedding and scoring, at "
+        f"time: {rates.hours(whole):.2f} GPU-hours if all is written to the longest, without validation, embedding and "
+        f"scoring, at "
         f"{_short(rates.read)} tokens/s read, {_short(rates.write)} written ({rates.source})"
     )
 
@@ -255,7 +325,9 @@ def measured_rates(config: RunConfig) -> Rates | None:
     """What the runs under `out` measured with this model; None where there are none."""
     if not config.out.is_dir():
         return None
-    found = [run for run in find_runs(config.out).runs if run.description["engine"].get("model") == config.model]
+    found = [
+        run for run in find_runs(config.out).runs if run.description["engine"].get("model") == _label(config.model)
+    ]
     sums = {key: sum(float(run.totals.get(key) or 0) for run in found) for key in _TOTALS}
     if not (sums["prefill_seconds"] and sums["decode_seconds"] and sums["output_tokens"]):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.cells import Cell, estimate_cell
+from bench.cells import Cell, score_cell
 from bench.comparison import Entry, clashes, make_entries, refuse_clashes
 from bench.estimates import Estimates, Options, estimate, make_options
 from bench.experiments import Experiment, Figure
@@ -26,6 +26,8 @@ class Block:
     dataset: str | None
     """The published table's name of the dataset that ours stands for; None where it stands for none."""
     runs: Sequence[StoredRun]
+    metrics: Sequence[str]
+    """Those that were asked for; what else is stored of the runs is not shown."""
 
 
 def paper_table(
@@ -54,7 +56,8 @@ def paper_table(
     sections, under = [], []
     for block in blocks:
         entries = make_entries(block.runs)
-        options = make_options(entries, _scored(entries, published.metrics), None, resamples, 0)
+        shown = _scored(entries, [name for name in published.metrics if name in block.metrics])
+        options = make_options(entries, shown, None, resamples, 0)
         refuse_clashes(block.title, clashes(entries, options.metrics))
         scores = estimate(entries, options)
         sections.append(_section(experiment, size, block, entries, scores, options))
@@ -137,7 +140,7 @@ def _row(
     for metric, figure in figures.items():
         ours = Cell()
         if entry is not None and metric in scores.by_metric and entry.label in scores.by_metric[metric]:
-            ours = estimate_cell(scores.by_metric[metric][entry.label].score, options.infos[metric].reducer)
+            ours = score_cell(scores.by_metric[metric][entry.label], options.infos[metric].reducer)
         cells += [_published_cell(figure), ours, _difference(figure, ours)]
     return Row(tuple(cells), entry is not None and entry.ceiling)
 

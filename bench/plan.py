@@ -118,7 +118,8 @@ def make_plan(config: RunConfig) -> Plan:
     planned = tuple(expand(names, config.ablate, overrides))
     methods = [one.method for one in planned]
     _check_engine(methods, engine_class)
-    check_parts(overrides, {*(m.name for m in methods), config.engine, dataset_part(config), *metric_names})
+    parts = {*(m.name for m in methods), *left_out, config.engine, dataset_part(config), *metric_names}
+    check_parts(overrides, parts)
     engine = _engine(engine_class, config, overrides, any(asks_model(m) for m in methods))
     encoder = _encoder(config)
     spec = _spec(config, overrides)

@@ -55,9 +55,10 @@ def test_a_resolved_plan_is_the_plan_again(tmp_path: Path, given: dict[str, Any]
     assert other.dataset.fingerprint == plan.dataset.fingerprint
     assert other.dataset.selection == plan.dataset.selection
     assert other.engine.config == plan.engine.config
-    same = ("seeds", "limit", "train_limit", "temperature", "existing", "out", "sampling")
+    same = ("seeds", "limit", "train_limit", "temperature", "out", "sampling")
     assert [getattr(other.config, key) for key in same] == [getattr(plan.config, key) for key in same]
     assert toml_text(resolved(other)) == text
+    assert "existing" not in text  # to run again is not to start over
 
 
 def test_a_knob_of_none_survives(tmp_path: Path) -> None:
@@ -81,6 +82,7 @@ def test_tables_and_lists_say_the_same() -> None:
         ("methods = [", DataError, "not valid TOML"),
         ('metods = ["rag"]', UnknownName, "did you mean 'methods'"),
         ("dry_run = true", UnknownName, "dry_run"),
+        ("limit = true", UsageError, "limit = true is not a number"),
         ("set = 3", UsageError, "neither a list of NAME.KEY=VALUE nor tables"),
         ("[set]\nk = 3", UsageError, "neither a list of NAME.KEY=VALUE nor tables"),
         ("[set.rag]\nk = 2020-01-01", UsageError, "set.rag.k"),
@@ -159,3 +161,33 @@ def test_what_flags_leave_out_takes_its_knobs_with_it(tmp_path: Path) -> None:
     assert "planted.users=12" not in merged(path, {"dataset": "x/mine.toml"})["overrides"]
     assert "fake.max_batch=2" not in merged(path, {"engine": "hf"})["overrides"]
     assert merged(path, {"dataset": "planted", "engine": "fake"})["overrides"] == read_config(path)["overrides"]
+
+
+def test_with_an_ablation_no_methods_knobs_are_put_aside(tmp_path: Path) -> None:
+    """Its variants may be of other methods, whose knobs count."""
+    path = tmp_path / "run.toml"
+    path.write_text('methods = ["dep"]\nablate = ["controls"]\nset = ["lora.r=4"]\n')
+    assert merged(path, {"methods": ["dep"]})["overrides"] == ["lora.r=4"]
+    path.write_text('methods = ["dep"]\nset = ["lora.r=4", "planted.users=12"]\n')
+    assert merged(path, {"methods": ["dep"]})["overrides"] == ["planted.users=12"]
+    assert merged(path, {"dataset": "lamp-4"})["overrides"] == ["lora.r=4"]  # planted is what no file has to name
+
+
+def test_knobs_of_what_all_cannot_take_are_no_mistake(tmp_path: Path) -> None:
+    plan = make_plan(config(tmp_path, methods=("all",), overrides=("stylevector.alpha=2.0", "dep.n_history=1")))
+    assert {"stylevector", "dep"} <= set(plan.left_out)
+    with pytest.raises(UnknownName, match="did you mean 'rag'"):
+        make_plan(config(tmp_path, methods=("all",), overrides=("rga.k=2",)))
+
+
+def test_a_wrong_type_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.toml"
+    for line, told in (
+        ('methods = "rag"', "methods = 'rag' is not valid: Input should be a list"),
+        ("out = 5", "out = 5"),
+    ):
+        path.write_text(line + "\n")
+        code, _, err = call(["run", "--config", path], capsys)
+        assert code == 2
+        assert f"{path}.{told}" in err
+        assert err.count("\n") == 1

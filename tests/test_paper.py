@@ -76,9 +76,79 @@ def test_a_size_brings_its_model() -> None:
     assert paper.prepare(experiment, {}).cells[0].config.model == "Qwen/Qwen2.5-7B-Instruct"
     asked = paper.prepare(experiment, {}, size="32B")
     assert asked.cells[0].config.model == "Qwen/Qwen2.5-32B-Instruct"
-    assert asked.scale == ("model Qwen/Qwen2.5-32B-Instruct (published: Qwen/Qwen2.5-7B-Instruct)",) or not asked.scale
     with pytest.raises(UsageError, match="no size '70B'; it has: 7B, 32B"):
         paper.prepare(experiment, {}, size="70B")
+
+
+def overrides(asked: paper.PaperRun, number: int = 0) -> list[str]:
+    return list(asked.cells[number].config.overrides)
+
+
+def test_all_keeps_the_published_knobs_and_a_choice_those_of_the_chosen() -> None:
+    experiment = load("dep-table1")
+    every = overrides(paper.prepare(experiment, {"methods": ["all"]}))
+    assert every == list(experiment.run["overrides"])
+    assert 'dep.mode="paper"' in every
+    some = overrides(paper.prepare(experiment, {"methods": ["rag"], "metrics": ["rouge1"]}))
+    assert some == ["rag.k=8", 'rag.retriever="bm25"']
+
+
+def test_the_scale_tells_what_counts_in_the_end() -> None:
+    experiment = load("dep-table1")
+    given = {"methods": ["rag"], "overrides": ["rag.k=8"]}
+    assert not [one for one in paper.prepare(experiment, given).scale if one.startswith("knobs")]
+    told = paper.prepare(experiment, given, laptop=True).scale[-1]
+    assert told == "knobs bertscore.model=minilm"
+    told = paper.prepare(experiment, {"methods": ["rag"]}, laptop=True).scale[-1]
+    assert told == "knobs rag.k=4, bertscore.model=minilm"
+    two = {"methods": ["rag"], "overrides": ["a.users=3", "b.users=4"]}
+    asked = paper.prepare(experiment, two, datasets=["Books=x/a.toml", "CDs_and_Vinyl=x/b.toml"])
+    assert asked.scale[-1] == "knobs a.users=3, b.users=4"
+    assert overrides(asked, 0)[-1] == "a.users=3"
+    assert overrides(asked, 1)[-1] == "b.users=4"
+
+
+def edited(folder: Path, name: str, *changes: tuple[str, str]) -> Path:
+    text = (ROOT / "experiments" / f"{name}.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_changed_copy_is_another_scale(tmp_path: Path) -> None:
+    path = edited(
+        tmp_path,
+        "dep-table1",
+        ("max_new_tokens = 2048", "max_new_tokens = 16"),
+        ("k = 8", "k = 2"),
+        ("[set.pag]", "[set.planted]\nusers = 14\n\n[set.fake]\nmax_batch = 2\n\n[set.pag]"),
+    )
+    asked = paper.prepare(load(str(path)), {"engine": "fake", "methods": ["rag"]}, datasets=["planted"])
+    assert "new tokens 16 (published: 2048)" in asked.scale
+    assert asked.scale[-1] == "knobs rag.k=2, planted.users=14, fake.max_batch=2"
+    elsewhere = paper.prepare(load(str(path)), {"methods": ["rag"], "engine": "hf"}, datasets=["Books"])
+    assert not {"planted", "fake"} & {one.partition(".")[0] for one in overrides(elsewhere)}
+    assert paper.prepare(load(str(edited(tmp_path, "dep-table1"))), {}).scale == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('metrics = ["rouge1", "meteor", "bleu", "bertscore"]', "", "has no metrics"),
+        ('methods = ["nonperso", "rag", "pag", "dpl", "pplug", "dep"]', "", "has no methods"),
+        ('methods = ["nonperso", "rag", "pag", "dpl", "pplug", "dep"]', "methods = 3", "methods = 3 is not valid"),
+        ('metrics = ["rouge1", "meteor", "bleu", "bertscore"]', "metrics = [{a = 1}]", "is not valid"),
+        ('model = "Qwen/Qwen2.5-7B-Instruct"', 'model = "smollm2-135m"', "is none of paper.sizes"),
+    ],
+)
+def test_a_copy_that_no_run_can_be_made_of(tmp_path: Path, old: str, new: str, told: str) -> None:
+    path = edited(tmp_path, "dep-table1", (old, new))
+    with pytest.raises(UsageError, match=told) as raised:
+        load(str(path))
+    assert str(path) in str(raised.value)
 
 
 # -- ours beside it ----------------------------------------------------------------------------------------------------
@@ -145,7 +215,7 @@ def test_runs_of_another_dataset_do_not_reach_the_table(tmp_path: Path) -> None:
     given = {"methods": ["nonperso"], "engine": "fake", "limit": 2, "metrics": ["rouge1"], "out": tmp_path}
     asked = paper.prepare(experiment, {**given, "overrides": ["planted.users=14"]}, datasets=["planted"])
     runs = execute(make_plan(asked.cells[0].config), report=lambda line: None)
-    table = paper_table(experiment, "", asked.scale, [Block("planted", None, runs)], resamples=50)
+    table = paper_table(experiment, "", asked.scale, [Block("planted", None, runs, ["rouge1"])], resamples=50)
     (board,) = leaderboards(find_runs(tmp_path).runs, resamples=50)
     ours = {row.cells[0].value: row.cells[2].value for row in table.sections[0].rows}
     assert ours.pop("Non-Perso") == board.sections[0].rows[0].cells[1].value
@@ -215,6 +285,7 @@ def test_measured_rates_are_those_of_the_runs_there(tmp_path: Path, monkeypatch:
         )
 
     monkeypatch.setattr(paper, "find_runs", lambda _: Listing)
+    monkeypatch.setattr(paper, "_label", lambda model: model)
     rates = paper.measured_rates(config)
     assert rates is not None
     assert (rates.read, rates.write) == (1000, 100)
@@ -222,15 +293,43 @@ def test_measured_rates_are_those_of_the_runs_there(tmp_path: Path, monkeypatch:
     assert "measured in 2 runs" in rates.source
 
 
-def test_data_that_are_not_here_are_told_by_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["paper", "dep-table1", *SMALL, *PROMPTED, "--datasets", "planted,Books=missing.toml", "--out", tmp_path]
-    code, out, _ = call([*command, "--dry-run"], capsys)
-    assert code == 0
-    assert "left out, the dataset spec missing.toml does not exist" in " ".join(out.split())
+def test_a_dry_run_leaves_out_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["paper", "dep-table1", *SMALL, "--datasets", "planted", "--out", tmp_path]
+    assert call([*command, "--methods", "nonperso,rag"], capsys)[0] == 0
+    code, out, err = call([*command, "--methods", "nonperso,rag,dpl", "--seeds", "0,1", "--dry-run"], capsys)
+    assert code == 0, err
+    assert "nonperso: 1 runs, 3 prompts" in out
+    assert out.count("(1 more are there already)") == 2
     assert "in all: 4 runs" in out
-    code, out, err = call(command, capsys)  # for good, nothing starts
-    assert (code, out) == (2, "")
-    assert "missing.toml does not exist" in err
+    code, out, err = call([*command, "--methods", "rag", "--max-new-tokens", "5", "--dry-run"], capsys)
+    assert "in all: 1 runs" in out
+
+
+def test_only_what_was_asked_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what an earlier call scored, perhaps with another model."""
+    command = ["paper", "dep-table1", *SMALL, "--methods", "rag", "--datasets", "planted", "--out", tmp_path]
+    assert call(command, capsys)[0] == 0
+    code, out, _ = call([*command, "--metrics", "bleu", "--format", "json"], capsys)
+    assert code == 0
+    rag = rows_of(out)["planted", "RAG (7B)"]["metrics"]
+    assert rag["bleu_ours"]["value"] is not None
+    assert rag["rouge1_ours"]["value"] is None
+
+
+def test_seeds_have_their_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["paper", "dep-table1", *SMALL, "--methods", "rag", "--datasets", "planted", "--out", tmp_path]
+    code, out, err = call([*command, "--seeds", "0,1"], capsys)
+    assert code == 0, err
+    assert "] sd 0." in out
+
+
+def test_a_mistake_in_a_dry_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["paper", "dep-table1", *SMALL, *PROMPTED, "--out", tmp_path]
+    for wrong in (["--datasets", "planted,Books=missing.toml"], ["--datasets", "planted", "--set", "rag.kk=3"]):
+        for dry in ([], ["--dry-run"]):
+            code, out, err = call([*command, *wrong, *dry], capsys)
+            assert (code, out) == (2, "")
+            assert "missing.toml does not exist" in err or "did you mean 'k'" in err
     assert not list(tmp_path.rglob("records.jsonl"))
 
 
@@ -242,7 +341,10 @@ def test_data_that_are_not_here_are_told_by_a_dry_run(tmp_path: Path, capsys: py
     [
         (["dep-tabel1"], "did you mean 'dep-table1'"),
         (["dep-table1", "--datasets", "Book=planted"], "has no dataset 'Book'; it has: Books"),
-        (["dep-table1", "--datasets", "planted,planted"], "names planted more than once"),
+        (["dep-table1", "--datasets", "planted,planted"], "gives planted twice"),
+        (["dep-table1", "--datasets", "x/my.toml,y/my.toml"], "gives my twice; once is enough, and files need names"),
+        (["dep-table1", "--metrics", "copy_rate"], "unknown metric of dep-table1 'copy_rate'"),
+        (["dep-table1", "--metrics", ""], "--metrics names none; the table has: rouge1"),
         (["dep-table1", "--size", "70B"], "no size '70B'"),
         (["dep-table1", "--seeds", "one"], "--seeds"),
         (["dep-table1", *SMALL, "--methods", "rga", "--datasets", "planted"], "did you mean 'rag'"),

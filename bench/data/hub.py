@@ -19,7 +19,7 @@ from bench.data.clean import clean, review_id
 from bench.data.ready import ReadySplit, Role, Target, tally
 from bench.data.rows import ItemColumns, ReviewColumns, TimeUnit, read_item, read_review
 from bench.data.tables import RawItem, RawReview
-from bench.errors import DataError
+from bench.errors import DataError, NotFetched
 
 _REVIEW = ReviewColumns(user_id="user_id", item_id="asin")
 _ITEM = ItemColumns(item_id="asin")
@@ -105,7 +105,7 @@ def fetched_table(repository: str, configuration: str, split: str, revision: str
         return datasets.load_dataset(repository, configuration, split=split, revision=revision)
     except Exception as error:  # whatever network, hub and library raise, the way out is the same
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(
+        raise NotFetched(
             f"{repository} ({configuration}, {split}) cannot be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); connect and try again, or set source.path to a local copy"
         ) from error
