@@ -240,8 +240,8 @@ def test_memory_and_disk_that_do_not_suffice(tmp_path: Path) -> None:
         with connect(Limits("200MB", 1), tmp_path / "tmp", "test") as database:
             with pytest.raises(UsageError, match=r"the disk is full"):
                 database.copy("SELECT i FROM range(100000) t(i)", Path("/dev/full"))
-            database.run("SET memory_limit = '1KB'")
             with pytest.raises(UsageError, match=r"raise --memory-limit"):
+                database.run("SET memory_limit = '1KB'")  # refused itself, if too much is in use
                 database.run(large)
 
 
