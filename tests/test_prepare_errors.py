@@ -240,9 +240,13 @@ def test_memory_and_disk_that_do_not_suffice(tmp_path: Path) -> None:
         with connect(Limits("200MB", 1), tmp_path / "tmp", "test") as database:
             with pytest.raises(UsageError, match=r"the disk is full"):
                 database.copy("SELECT i FROM range(100000) t(i)", Path("/dev/full"))
-            with pytest.raises(UsageError, match=r"raise --memory-limit"):
+
+            def starve() -> None:
                 database.run("SET memory_limit = '1KB'")  # refused itself, if too much is in use
                 database.run(large)
+
+            with pytest.raises(UsageError, match=r"raise --memory-limit"):
+                starve()
 
 
 def test_a_disk_that_fills_up_and_is_freed(tmp_path: Path) -> None:
