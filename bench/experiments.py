@@ -96,11 +96,6 @@ def _files(folders: Sequence[Path], ending: str) -> dict[str, Path]:
     return found
 
 
-def names() -> list[str]:
-    """Experiments that `load` knows by name."""
-    return sorted(_files(_folders("experiments", installed="data/experiments"), ".toml"))
-
-
 def load(name: str) -> Experiment:
     """An experiment by name or by the path of its TOML file.
 

@@ -257,7 +257,7 @@ def dry_run_text(paper: PaperRun, width: int = 110) -> str:
         f"ours: {'; '.join(paper.scale) or 'the published settings'}",
         "",
     ]
-    whole = Takes()
+    whole, stored = Takes(), _stored(paper.cells[0].config.out)  # one folder for all
     for cell in paper.cells:
         try:
             plan = make_plan(cell.config.model_copy(update={"dry_run": True}))
@@ -265,7 +265,6 @@ def dry_run_text(paper: PaperRun, width: int = 110) -> str:
             lines += [f"{cell.title} ({cell.config.dataset}): left out, {error}", ""]
             continue
         lines.append(f"{cell.title} ({cell.config.dataset}, {len(plan.dataset.test):,} test examples)")
-        stored = _stored(plan)
         for load in workloads(plan):
             done = _done(load, plan, stored)
             takes = Takes.of(load, len(plan.config.seeds) - done)
@@ -278,8 +277,8 @@ def dry_run_text(paper: PaperRun, width: int = 110) -> str:
     return "\n".join(line for text in lines for line in textwrap.wrap(text, width, subsequent_indent="    ") or [""])
 
 
-def _stored(plan: Plan) -> list[StoredRun]:
-    return list(find_runs(plan.config.out).runs) if plan.config.out.is_dir() else []
+def _stored(out: Path) -> Sequence[StoredRun]:
+    return find_runs(out).runs if out.is_dir() else ()
 
 
 def _done(load: Workload, plan: Plan, stored: Sequence[StoredRun]) -> int:
@@ -323,11 +322,7 @@ def _hours_told(whole: Takes, config: RunConfig) -> str:
 
 def measured_rates(config: RunConfig) -> Rates | None:
     """What the runs under `out` measured with this model; None where there are none."""
-    if not config.out.is_dir():
-        return None
-    found = [
-        run for run in find_runs(config.out).runs if run.description["engine"].get("model") == _label(config.model)
-    ]
+    found = [run for run in _stored(config.out) if run.description["engine"].get("model") == _label(config.model)]
     sums = {key: sum(float(run.totals.get(key) or 0) for run in found) for key in _TOTALS}
     if not (sums["prefill_seconds"] and sums["decode_seconds"] and sums["output_tokens"]):
         return None

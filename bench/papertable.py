@@ -90,17 +90,16 @@ def _figures_told(metrics: Sequence[str], sections: Sequence[Section], experimen
     told = ["diff: ours minus paper. Of two means alone: the paper's texts are not public, so it has no test."]
     if any(figure.std is not None for figure in experiment.published.figures.values()):
         told[0] += " ±: the paper's standard deviation; *: significant by the paper's own test."
-    absent = [m for m in metrics if all(_ours(section, m) is None for section in sections)]
+    absent = [metric for metric in metrics if not any(_measured(section, metric) for section in sections)]
     if absent:
         told.append(f"Not measured here: {', '.join(absent)}.")
     return told
 
 
-def _ours(section: Section, metric: str) -> float | None:
-    """Whether any row of ours has the metric: its first value."""
+def _measured(section: Section, metric: str) -> bool:
+    """Whether any row of ours has the metric."""
     place = next(n for n, column in enumerate(section.columns) if column.key == f"{metric}_ours")
-    values = (row.cells[place].value for row in section.rows)
-    return next((float(value) for value in values if isinstance(value, float)), None)
+    return any(row.cells[place].value is not None for row in section.rows)
 
 
 def _section(

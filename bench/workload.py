@@ -63,12 +63,11 @@ def _workload(planned: Planned, plan: Plan, fits: MutableMapping[str, str]) -> W
     stages = _Stages()
     ctx = replace(ctx, stage_runner=stages.run)
     prompts = [method.preview(example, ctx) for example in sample]
-    loads = list(stages.loads(ctx, len(examples) / len(sample)))
+    loads: list[StageLoad] = []
     if asks_model(method):
+        loads += stages.loads(ctx, len(examples) / len(sample))
         read = sum(ctx.engine.count_tokens(messages) for messages in prompts) * len(examples) // len(sample)
         loads.append(StageLoad(FINAL_STAGE, len(examples), read, len(examples) * plan.config.max_new_tokens))
-    else:
-        loads = []
     fit = planned.fit_identity
     first = fits.setdefault(fit, planned.title) if fit is not None else planned.title
     shared = first != planned.title

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from bench.config import Config
-from bench.data.rows import require_columns
+from bench.data.rows import require_columns, shown
 from bench.data.table_files import FilesConfig, NumberedRow, check_file, open_bytes, tables
 from bench.data.tables import RawTables
 from bench.errors import DataError, first_line
+from bench.files import toml_value
 
 _LONGEST = 1 << 27
 """Characters of a value; the reader's own bound is 131,072."""
@@ -76,7 +77,7 @@ def _number(value: str, column: str, where: str) -> float | None:
     try:
         return float(value)
     except ValueError as error:
-        raise DataError(f"{where}: {column} = {_shown(value)} is not a number; mend it or leave it empty") from error
+        raise DataError(f"{where}: {column} = {shown(value)} is not a number; mend it or leave it empty") from error
 
 
 def _time(value: str, column: str, where: str) -> float | datetime.datetime | None:
@@ -88,7 +89,7 @@ def _time(value: str, column: str, where: str) -> float | datetime.datetime | No
             return read(value.strip())
         except ValueError:
             continue
-    raise DataError(f"{where}: {column} = {_shown(value)} is neither a number nor a date such as 2020-01-31T12:00:00")
+    raise DataError(f"{where}: {column} = {shown(value)} is neither a number nor a date such as 2020-01-31T12:00:00")
 
 
 def _rows(path: Path, config: CsvConfig, columns: Config, section: str) -> Iterator[NumberedRow]:
@@ -133,14 +134,5 @@ def _check_names(names: Sequence[str], path: Path, delimiter: str, columns: Conf
     if len(names) == 1 and delimiter not in names[0]:
         other = next((mark for mark in ";\t|," if mark in names[0]), None)
         if other is not None:
-            raise DataError(f"{path} has one column {_shown(names[0])}; set source.delimiter = {_toml(other)}")
+            raise DataError(f"{path} has one column {shown(names[0])}; set source.delimiter = {toml_value(other)}")
     require_columns(columns, names, str(path), section)
-
-
-def _toml(mark: str) -> str:
-    return '"\\t"' if mark == "\t" else f'"{mark}"'
-
-
-def _shown(value: str) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bench.data.clean import clean, is_clean_id, review_id
 from bench.data.ready import ReadyDocuments, Role, Written
+from bench.data.rows import shown
 from bench.errors import DataError
 from bench.keys import digest
 from bench.types import Document, FieldValue
@@ -108,7 +109,7 @@ def text_of(row: Mapping[str, object], key: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {key} = {_shown(value)} is not text")
+        raise DataError(f"{where}: {key} = {shown(value)} is not text")
     return clean(value)
 
 
@@ -118,17 +119,12 @@ def id_of(row: Mapping[str, object], key: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not is_clean_id(value):
-        raise DataError(f"{where}: {key} = {_shown(value)} is not an id; ids are non-empty strings or integers")
+        raise DataError(f"{where}: {key} = {shown(value)} is not an id; ids are non-empty strings or integers")
     return value
 
 
 def after_prefix(text: str, prefix: str, where: str, hint: str) -> str:
     """What follows the words that every question of a task begins with. Raises DataError where they are missing."""
     if not text.casefold().startswith(prefix.casefold()):
-        raise DataError(f"{where}: the input begins {_shown(text)}, not with {prefix!r}; {hint}")
+        raise DataError(f"{where}: the input begins {shown(text)}, not with {prefix!r}; {hint}")
     return text[len(prefix) :].lstrip(" :")
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

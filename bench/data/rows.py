@@ -91,9 +91,9 @@ def _id(value: Any, column: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: {column} = {_shown(value)} is not an id; ids are non-empty strings or integers")
+        raise DataError(f"{where}: {column} = {shown(value)} is not an id; ids are non-empty strings or integers")
     if not is_clean_id(value):
-        raise DataError(f"{where}: {column} = {_shown(value)} is blank or holds a character that no id may hold")
+        raise DataError(f"{where}: {column} = {shown(value)} is blank or holds a character that no id may hold")
     return value
 
 
@@ -101,7 +101,7 @@ def _text(value: Any, column: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {column} = {_shown(value)} is not text; convert the column to strings")
+        raise DataError(f"{where}: {column} = {shown(value)} is not text; convert the column to strings")
     return value
 
 
@@ -116,10 +116,10 @@ def _rating(value: Any, column: str, where: str) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f"{where}: {column} = {_shown(value)} is not a number; convert the column to numbers")
+        raise DataError(f"{where}: {column} = {shown(value)} is not a number; convert the column to numbers")
     rating = _float(value)
     if not math.isfinite(rating):
-        raise DataError(f"{where}: {column} = {_shown(value)} is not finite; leave the rating out (null) or mend it")
+        raise DataError(f"{where}: {column} = {shown(value)} is not finite; leave the rating out (null) or mend it")
     return rating
 
 
@@ -137,11 +137,11 @@ def _timestamp(value: Any, column: str, unit: TimeUnit, where: str) -> int:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return 0
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(_float(value)):
-        raise DataError(f"{where}: {column} = {_shown(value)} is not a time; give {_UNITS[unit]} since 1970")
+        raise DataError(f"{where}: {column} = {shown(value)} is not a time; give {_UNITS[unit]} since 1970")
     milliseconds = round(value * 1000) if unit == "s" else round(value)
     if milliseconds == 0 or EARLIEST <= milliseconds <= LATEST:
         return milliseconds
-    raise DataError(f"{where}: {column} = {_shown(value)} is no time between 1980 and 2100{_other_unit(value, unit)}")
+    raise DataError(f"{where}: {column} = {shown(value)} is no time between 1980 and 2100{_other_unit(value, unit)}")
 
 
 _UNITS = {"ms": "milliseconds", "s": "seconds"}
@@ -154,6 +154,7 @@ def _other_unit(value: float, unit: TimeUnit) -> str:
     return f" in {_UNITS[unit]} since 1970, but is one in {_UNITS[other]}: set timestamp_unit = {other!r} in [source]"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in an error: on one line, short, in ASCII."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
