@@ -273,9 +273,14 @@ class MethodRun:
         left = [i for batch in batches[done:] for i in batch]
         self._announce([requests[i] for i in left], len(requests), "examples")
         with self._bar(self.planned.title, len(requests), len(requests) - len(left)) as bar:
-            for number, batch in enumerate(batches[done:], done):
-                self._run_batch(folder, number, [requests[i] for i in batch])
-                bar.update(len(batch))
+            asked = [[requests[i] for i in batch] for batch in batches[done:]]
+            self.meter.start_peak()
+            start = time.perf_counter()
+            for number, result in enumerate(self.plan.engine.stream(asked, bar.update), done):
+                now = time.perf_counter()
+                self._store_batch(folder, number, asked[number - done], result, now - start)
+                self.meter.start_peak()
+                start = now
 
     @staticmethod
     def _bar(title: str, total: int, done: int) -> Any:
@@ -298,11 +303,9 @@ class MethodRun:
             f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
         )
 
-    def _run_batch(self, folder: RunFolder, number: int, batch: Sequence[Request]) -> None:
-        self.meter.start_peak()
-        start = time.perf_counter()
-        result: BatchResult = self.plan.engine.run(batch)
-        wall = time.perf_counter() - start
+    def _store_batch(
+        self, folder: RunFolder, number: int, batch: Sequence[Request], result: BatchResult, wall: float
+    ) -> None:
         pairs = list(zip(batch, result.generations, strict=True))
         timing = BatchTiming(
             index=number,

@@ -59,17 +59,18 @@ class StageCache:
         keys = [request_key(request) for request in requests]
         distinct = dict(zip(keys, requests, strict=True))  # asked twice: the same answer, whatever the batches
         names, asked = list(distinct), list(distinct.values())
-        fresh: set[str] = set()
-        for batch in engine.plan(asked):
-            if progress is not None:
-                progress(len(batch))
-            if all(names[i] in self.answers for i in batch):
-                continue
-            start = time.perf_counter()
-            result = engine.run([asked[i] for i in batch])
-            self._append_costs(result.generations, time.perf_counter() - start)
+        batches = engine.plan(asked)
+        left = [batch for batch in batches if not all(names[i] in self.answers for i in batch)]
+        if progress is not None:
+            progress(sum(map(len, batches)) - sum(map(len, left)))
+        start = time.perf_counter()
+        results = engine.stream([[asked[i] for i in batch] for batch in left], progress)
+        for batch, result in zip(left, results, strict=True):
+            now = time.perf_counter()
+            self._append_costs(result.generations, now - start)
             self._append([names[i] for i in batch], result.generations)
-            fresh.update(names[i] for i in batch)
+            start = now
+        fresh = {names[i] for batch in left for i in batch}
         return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]
 
     def _append(self, keys: Sequence[str], generations: Sequence[Generation]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+Progress = Callable[[int], object]
+"""Told how many more answers there are."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,25 @@ class Engine(ABC):
     def run(self, batch: Sequence[Request]) -> BatchResult:
         """Generations for one batch. A request that cannot be served comes back with its error, not as an exception."""
 
-    def answers(self, requests: Sequence[Request], progress: Callable[[int], object] | None = None) -> list[Generation]:
-        """Generations in the order of `requests`, batch by batch as planned; `progress` is told how many are done."""
-        found: dict[int, Generation] = {}
-        for batch in self.plan(requests):
-            found |= zip(batch, self.run([requests[i] for i in batch]).generations, strict=True)
+    def stream(self, batches: Sequence[Sequence[Request]], progress: Progress | None = None) -> Iterator[BatchResult]:
+        """Results of the batches, in their order, each as soon as it and all before it are there.
+
+        `progress` is told of answers as they come, however many at a time. Default: one batch after the other; an
+        engine that can work on several at once overrides it.
+        """
+        for batch in batches:
+            result = self.run(batch)
             if progress is not None:
                 progress(len(batch))
+            yield result
+
+    def answers(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Generation]:
+        """Generations in the order of `requests`, batch by batch as planned; `progress` is told how many are done."""
+        batches = self.plan(requests)
+        results = self.stream([[requests[i] for i in batch] for batch in batches], progress)
+        found: dict[int, Generation] = {}
+        for batch, result in zip(batches, results, strict=True):
+            found |= zip(batch, result.generations, strict=True)
         return [found[i] for i in range(len(requests))]
 
     def speed(self) -> Speed | None:
