@@ -454,21 +454,52 @@ def diagnose(
 
 @app.command(short_help="Measure an engine's speed over batch sizes.")
 def throughput(
-    engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
+    contenders: Annotated[
+        str, typer.Option(help="Of: one-by-one, plain (transformers' generate), names of engines.")
+    ] = "one-by-one,plain,hf",
     model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,4,8,16",
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each synthetic prompt.")] = 384,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens written for each.")] = 64,
-    requests: Annotated[int, typer.Option(min=1, help="Prompts for each batch size.")] = 16,
+    random_weights: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A shape, such as qwen2.5-7b, in place of the model.")
+    ] = None,
+    kinds: Annotated[str, typer.Option(help="Of: ids, soft (vectors in the prompt), adapters (one a user).")] = (
+        "ids,soft,adapters"
+    ),
+    prompt_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Lengths of prompts.")] = "400:1200",
+    new_tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Tokens written for each.")] = "96:256",
+    requests: Annotated[int, typer.Option(min=1, help="Prompts, spread evenly over their lengths.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Most rows at a time, the same for all.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that all do the work; the best of each counts.")] = 1,
     overrides: _Set = None,
-    as_json: Annotated[bool, typer.Option("--json", help="An array of objects, for machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The JSON line alone.")] = False,
 ) -> None:
-    """Measure prefill and decode rates of an engine over batch sizes, on synthetic prompts of one length."""
-    from bench.throughput import as_text, measure
+    """Measure engines side by side, beside plain generate and what the machine can do; the last line is JSON."""
+    from bench.throughput import Asked, as_text, last_line, measure
 
-    sizes = _integers(batch_sizes, "--batch-sizes")
-    rows = measure(engine, model, sizes, prompt_tokens, new_tokens, requests, overrides or [])
-    typer.echo(json.dumps(rows, indent=1) if as_json else as_text(rows))
+    asked = Asked(
+        _names(contenders),
+        model,
+        random_weights,
+        _names(kinds),
+        _range(prompt_tokens, "--prompt-tokens"),
+        _range(new_tokens, "--new-tokens"),
+        requests,
+        batch,
+        rounds,
+        overrides or [],
+    )
+    result = measure(asked, say=lambda line: typer.echo(line, err=True))
+    typer.echo(last_line(result) if as_json else f"{as_text(result)}\n\n{last_line(result)}")
+
+
+def _range(text: str, flag: str) -> tuple[int, int]:
+    """One number, or two with a colon between them."""
+    from bench.errors import UsageError
+
+    low, _, high = text.partition(":")
+    try:
+        return int(low), int(high or low)
+    except ValueError:
+        raise UsageError(f"{flag} takes a number or LOW:HIGH, such as 400:1200, not {text!r}") from None
 
 
 @app.command("new-method", short_help="Start a method of your own: a package that works as it stands.")

@@ -269,9 +269,13 @@ def test_other_errors_are_not_taken_for_lack_of_memory(llama: HFEngine) -> None:
 # -- plans ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("refill", [1, 4])
 @pytest.mark.parametrize(("rows", "tokens"), [(4, 300), (16, 120), (1, 10_000), (3, 40)])
-def test_a_plan_is_pure_complete_unmixed_and_within_budget(llama: HFEngine, rows: int, tokens: int) -> None:
-    made = engine_of(Path(llama.folder), max_batch=rows, batch_tokens=tokens)
+def test_a_plan_is_pure_complete_unmixed_and_within_budget(
+    llama: HFEngine, rows: int, tokens: int, refill: int
+) -> None:
+    knobs = {"max_batch": rows, "batch_tokens": tokens, "refill": refill}
+    made = engine_of(Path(llama.folder), **knobs)
     stream = random.Random(0)
     requests = [
         ask(f"{i} " + "x" * stream.randint(0, 90), i, stream.choice([SAMPLED, Sampling(0, 1, 12)])) for i in range(40)
@@ -281,17 +285,13 @@ def test_a_plan_is_pure_complete_unmixed_and_within_budget(llama: HFEngine, rows
         for r in requests
     ]
     batches = made.plan(requests)
-    assert (
-        batches
-        == made.plan(list(requests))
-        == engine_of(Path(llama.folder), max_batch=rows, batch_tokens=tokens).plan(requests)
-    )
+    assert batches == made.plan(list(requests)) == engine_of(Path(llama.folder), **knobs).plan(requests)
     assert sorted(i for batch in batches for i in batch) == list(range(40))
     for batch in batches:
         assert len({(requests[i].adapter, requests[i].sampling) for i in batch}) == 1
         longest = max(len(made.encode(requests[i]).ids) + requests[i].sampling.max_new_tokens for i in batch)
-        assert len(batch) <= rows
-        assert len(batch) == 1 or longest * len(batch) <= tokens
+        assert len(batch) <= rows * refill
+        assert len(batch) == 1 or longest * len(batch) <= tokens * refill
     assert made._model is None  # a plan needs no weights
 
 

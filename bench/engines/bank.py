@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Factors = Mapping[str, tuple["Tensor", "Tensor"]]
 """Layer -> A (rows, r, in) and B (rows, out, r), the latter scaled by alpha / r."""
 
+Adapter = Mapping[str, tuple["Tensor", "Tensor"]]
+"""One user's: layer -> A (r, in) and B (out, r), the latter scaled; empty for none."""
+
 _PREFIX = "base_model.model."
 """Stands before a layer's name in a peft model, and in files as peft writes them."""
 _INNER = {"base_layer", "lora_A", "lora_B"}
@@ -114,9 +117,29 @@ def load_adapter(path: str) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (a, b * (alpha / a.shape[0])) for name, (a, b) in pairs.items()}
 
 
+class Loaded:
+    """Adapters by path, each file read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Adapter] = {}
+
+    def of(self, path: str | None) -> Adapter:
+        """The adapter of a file, an empty one for no file. Raises UsageError for a file that holds none."""
+        if path is None:
+            return {}
+        if path not in self._known:
+            self._known[path] = load_adapter(path)
+        return self._known[path]
+
+
 def stacked(paths: Sequence[str | None], device: torch.device) -> Factors:
     """The adapters of a batch's rows, zeros for a row without one; nothing at all if no row has one."""
-    rows = [load_adapter(path) if path else {} for path in paths]
+    loaded = Loaded()
+    return stack([loaded.of(path) for path in paths], device, paths)
+
+
+def stack(rows: Sequence[Adapter], device: torch.device, names: Sequence[str | None] = ()) -> Factors:
+    """As `stacked`, of adapters at hand; `names` are what an error calls them."""
     shapes: dict[str, tuple[int, int, int]] = {}
     for row in rows:
         for name, (a, b) in row.items():
@@ -130,7 +153,8 @@ def stacked(paths: Sequence[str | None], device: torch.device) -> Factors:
             if name in row:
                 own_a, own_b = row[name]
                 if (own_a.shape[1], own_b.shape[0]) != (width, height):
-                    raise UsageError(f"{paths[i]} is an adapter of another model than others of its batch: {name}")
+                    named = names[i] if names else "a row's"
+                    raise UsageError(f"{named} is an adapter of another model than others of its batch: {name}")
                 a[i, : own_a.shape[0]], b[i, :, : own_b.shape[1]] = own_a, own_b
         factors[name] = (a.to(device), b.to(device))
     return factors

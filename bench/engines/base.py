@@ -37,7 +37,9 @@ class BatchResult:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     splits: int = 0
-    """How often the batch was halved because it did not fit into memory."""
+    """How often fewer rows were tried because the batch did not fit into memory."""
+    first_token_seconds: tuple[float, ...] = ()
+    """For each request, seconds from the batch's start to its first token; empty where that was not watched."""
 
 
 @dataclass(frozen=True)

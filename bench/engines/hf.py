@@ -8,8 +8,9 @@ bf16 that is visible now and then.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import Field
 from bench import weights
 from bench.config import Config
 from bench.engines import chat
-from bench.engines.base import BatchResult, Engine, LanguageModel, Speed
+from bench.engines.base import BatchResult, Engine, LanguageModel, Progress, Speed
 from bench.engines.batching import grouped
 from bench.errors import UsageError, first_line
 from bench.types import Capability, Generation, Message, Request, Sampling
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from bench.engines.refill import Written
 
 T = TypeVar("T")
 
@@ -44,6 +47,12 @@ class HFConfig(Config):
     """Most rows in a batch; 0 chooses 16 on a CPU, 64 on an accelerator."""
     batch_tokens: int = Field(default=0, ge=0)
     """Most tokens in a batch, padding and room for the answer included; 0 chooses 24,576 or 262,144."""
+    path: Literal["auto", "fast", "reference"] = "auto"
+    """How text is written: fast refills the places of rows that have ended and keeps keys and values in place;
+    reference is transformers' own generate, batch by batch. auto takes fast where the model allows it."""
+    refill: int = Field(default=4, ge=1)
+    """Batches' worth of requests that the fast path writes before it waits for the last one. More leaves fewer places
+    empty; a run that is killed does so many again."""
 
 
 def choose_device(wanted: str) -> str:
@@ -101,6 +110,7 @@ class HFEngine(Engine):
         self._model: Any = None
         self._adapter: str | None = None
         self._speed: Speed | None = None
+        self._fast = False
 
     @property
     def device(self) -> str:
@@ -170,6 +180,7 @@ class HFEngine(Engine):
 
         tokenizer = self.tokenizer
         model = self._read_weights().to(self.device).eval().requires_grad_(False)
+        _align(model)
         # A checkpoint's own decoding habits (top-k 20, repetition penalty) would change every method's outputs
         # silently: only its end tokens are kept.
         ends = model.generation_config.eos_token_id
@@ -180,6 +191,7 @@ class HFEngine(Engine):
             pad = min(ends)  # any id that has an embedding will do: padding is never attended to
         model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=pad, do_sample=False)
         self._model = model
+        self._fast = self._choose_path()
         self._speed = self._warm_up()
 
     def _read_weights(self) -> Any:
@@ -245,10 +257,25 @@ class HFEngine(Engine):
         _, _, decode = self._generate_ids([ids[:64]] * many, new_tokens=9)
         return Speed(few * len(ids) / min(first, second), many * 8 / max(decode, 1e-9))
 
+    def _choose_path(self) -> bool:
+        """Whether texts are written on the fast path. Raises UsageError if it was asked for and cannot be had."""
+        if self.config.path == "reference":
+            return False
+        from bench.engines import refill, slots
+
+        works = slots.supported(self._model) and refill.agrees(self._model)
+        if self.config.path == "fast" and not works:
+            raise UsageError(
+                f"hf.path=fast was asked for, but the attention of model {self.source.name!r} is of a kind that it "
+                "does not compute; use hf.path=auto"
+            )
+        return works
+
     def _generate_ids(self, rows: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float, float]:
         prompts = [chat.Prompt(tuple(ids), ()) for ids in rows]
         requests = [Request("", "", (), Sampling(min_new_tokens=new_tokens, max_new_tokens=new_tokens), 0)] * len(rows)
-        return self._decode(prompts, requests)
+        written = self._write(prompts, requests, len(rows), _ignore)
+        return written.tokens, written.prefill_seconds, written.decode_seconds
 
     def speed(self) -> Speed | None:
         return self._speed
@@ -280,43 +307,91 @@ class HFEngine(Engine):
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         rows, tokens = self._limits()
-        # A contrasted request takes two rows of its batch.
-        lengths = [(len(self.encode(r).ids) + r.sampling.max_new_tokens) * (2 if r.contrast else 1) for r in requests]
-        groups = [(r.adapter or "", r.sampling, r.contrast) for r in requests]
-        batches = grouped(lengths, groups, [r.example_id for r in requests], rows, tokens)
-        most = [max(1, rows // 2) if requests[batch[0]].contrast else rows for batch in batches]
-        return [batch[i : i + n] for batch, n in zip(batches, most, strict=True) for i in range(0, len(batch), n)]
+        refill = 1 if self.config.path == "reference" else self.config.refill
+        lengths = [len(self.encode(r).ids) + r.sampling.max_new_tokens for r in requests]
+        groups = [(r.adapter or "", r.sampling.temperature, r.sampling.top_p, r.contrast) for r in requests]
+        return grouped(lengths, groups, [r.example_id for r in requests], rows * refill, tokens * refill)
 
     # -- generation ---------------------------------------------------------------------------------------------
 
     def run(self, batch: Sequence[Request]) -> BatchResult:
+        return self._run(batch, _ignore)
+
+    def stream(self, batches: Sequence[Sequence[Request]], progress: Progress | None = None) -> Iterator[BatchResult]:
+        for batch in batches:
+            yield self._run(batch, progress or _ignore)
+
+    def _run(self, batch: Sequence[Request], progress: Progress, rows: int = 0) -> BatchResult:
+        """One batch of the plan, `rows` at a time (0: as many as fit by configuration), fewer if memory runs out."""
         self.load()
         self._use_adapter(batch[0].adapter)
+        prompts = [self.encode(request) for request in batch]
+        rows = rows or self._rows(prompts, batch)
+        told = 0
+
+        def tell(count: int) -> None:
+            nonlocal told
+            told += count
+            progress(count)
+
         try:
-            return self._run_whole(batch)
+            return self._run_whole(prompts, batch, rows, tell)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
+        progress(-told)  # these will be written again
         # Outside the except block, so that the traceback no longer holds the tensors that did not fit.
         _free()
         if len(batch) == 1:
-            message = f"out of memory on a prompt of {len(self.encode(batch[0]).ids)} tokens"
+            progress(1)
+            message = f"out of memory on a prompt of {len(prompts[0].ids)} tokens"
             return BatchResult([Generation("", 0, 0, "error", error=message)])
-        half = len(batch) // 2
-        return _joined(self.run(batch[:half]), self.run(batch[half:]))
+        if rows > 1:
+            half = self._run(batch, progress, rows // 2)
+            return replace(half, splits=half.splits + 1)
+        alone = [self._run([request], progress, 1) for request in batch]
+        return functools.reduce(_joined, alone)
 
-    def _run_whole(self, batch: Sequence[Request]) -> BatchResult:
-        prompts = [self.encode(request) for request in batch]
-        rows, prefill, decode = self._decode(prompts, batch)
+    def _rows(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> int:
+        """Rows of a batch that are written at a time."""
+        rows, tokens = self._limits()
+        each = 2 if batch[0].contrast else 1  # with the user's adapter and without
+        widest = max(len(p.ids) for p in prompts) + max(r.sampling.max_new_tokens for r in batch)
+        return max(1, min(len(batch), rows // each, tokens // (widest * each)))
+
+    def _run_whole(
+        self, prompts: Sequence[chat.Prompt], batch: Sequence[Request], rows: int, progress: Progress
+    ) -> BatchResult:
+        written = self._write(prompts, batch, rows, progress)
         ends = set(self.model.generation_config.eos_token_id)
         generations = []
-        for prompt, row in zip(prompts, rows, strict=True):
+        for prompt, row in zip(prompts, written.tokens, strict=True):
             stop = next((i for i, token in enumerate(row) if token in ends), None)
             kept = row if stop is None else row[:stop]
             text = self.tokenizer.decode(kept, skip_special_tokens=True)
-            written = len(row) if stop is None else stop + 1
-            generations.append(Generation(text, len(prompt.ids), written, "length" if stop is None else "stop"))
-        return BatchResult(generations, prefill, decode)
+            count = len(row) if stop is None else stop + 1
+            generations.append(Generation(text, len(prompt.ids), count, "length" if stop is None else "stop"))
+        first = tuple(written.first_token_seconds)
+        return BatchResult(generations, written.prefill_seconds, written.decode_seconds, first_token_seconds=first)
+
+    def _write(
+        self, prompts: Sequence[chat.Prompt], batch: Sequence[Request], rows: int, progress: Progress
+    ) -> Written:
+        """New tokens of all rows, at most `rows` at a time, by the path that is chosen."""
+        from bench.engines.refill import Pool, Written
+
+        if self._fast and batch[0].contrast is None:
+            return Pool(self.model, prompts, batch, rows, progress).write()
+        tokens: list[list[int]] = [[] for _ in batch]
+        first = [0.0] * len(batch)
+        prefill = decode = 0.0
+        for part in grouped([0] * len(batch), [r.sampling for r in batch], [""] * len(batch), rows, 1):
+            drawn, before, after = self._decode([prompts[i] for i in part], [batch[i] for i in part])
+            for i, row in zip(part, drawn, strict=True):
+                tokens[i], first[i] = row, prefill + decode + before
+            prefill, decode = prefill + before, decode + after
+            progress(len(part))
+        return Written(tokens, prefill, decode, first)
 
     def _decode(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[list[list[int]], float, float]:
         """New token ids a row, prefill seconds, decode seconds. The batch shares one Sampling and one Contrast."""
@@ -399,6 +474,16 @@ class HFEngine(Engine):
             self._adapter = folder
 
 
+def _align(model: Any) -> None:
+    """Moves weights to addresses that are multiples of a cache line.
+
+    A safetensors file leaves them anywhere, and matrix products of a CPU then take two to three times as long.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+
+
 def _wait(device: str) -> None:
     if device == "cuda":
         import torch
@@ -427,10 +512,18 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
+def _ignore(_: int) -> None:
+    """Progress that nobody watches."""
+
+
 def _joined(left: BatchResult, right: BatchResult) -> BatchResult:
     return BatchResult(
         left.generations + right.generations,
         left.prefill_seconds + right.prefill_seconds,
         left.decode_seconds + right.decode_seconds,
         left.splits + right.splits + 1,
+        (
+            *left.first_token_seconds,
+            *(left.prefill_seconds + left.decode_seconds + s for s in right.first_token_seconds),
+        ),
     )

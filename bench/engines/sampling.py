@@ -27,20 +27,25 @@ def _mix(state: torch.Tensor) -> torch.Tensor:
     return state ^ (state >> 31) & ((1 << 33) - 1)
 
 
-def gumbel(seeds: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
+def gumbel(seeds: torch.Tensor, step: int | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Gumbel noise for `tokens` (rows, k): a pure function of row seed (rows,), step and token id, on any device.
+
+    Rows may be at different steps, which `step` (rows,) then tells.
 
     Forty random bits are spent near zero, where the large values come from that let an improbable token win.
     """
-    # Counted from one: zero is a fixed point of the mixer.
-    stream = seeds + _signed((step + 1) * _GOLDEN & ((1 << 64) - 1))
+    # Counted from one: zero is a fixed point of the mixer. Products of int64 wrap around.
+    along = _signed((step + 1) * _GOLDEN & ((1 << 64) - 1)) if isinstance(step, int) else (step + 1) * _GOLDEN
+    stream = seeds + along
     state = _mix(_mix(stream)[:, None] + (tokens + 1) * _GOLDEN)
     uniform = (((state >> 24) & ((1 << 40) - 1)).float() + 0.5) / (1 << 40)
     # Float32 rounds the topmost values to one, which would be infinite noise.
     return -(-torch.log1p(-uniform.clamp(max=1 - 2**-24))).log()
 
 
-def draw(logits: torch.Tensor, temperature: float, top_p: float, seeds: torch.Tensor, step: int) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor, temperature: float, top_p: float, seeds: torch.Tensor, step: int | torch.Tensor
+) -> torch.Tensor:
     """One token id a row of `logits` (rows, vocabulary), by nucleus sampling (Holtzman et al. 2020).
 
     The largest log-probability plus Gumbel noise wins, which draws from the distribution exactly; and as the noise
@@ -62,7 +67,8 @@ def draw(logits: torch.Tensor, temperature: float, top_p: float, seeds: torch.Te
         flat = (above < top_p).nonzero().flatten()
         if len(flat):
             values, order = logs[flat].sort(dim=-1, descending=True, stable=True)
-            chosen[flat] = _winner(_nucleus(values, values.exp().cumsum(-1), top_p), order, seeds[flat], step)
+            at = step if isinstance(step, int) else step[flat]
+            chosen[flat] = _winner(_nucleus(values, values.exp().cumsum(-1), top_p), order, seeds[flat], at)
     return chosen
 
 
@@ -73,7 +79,7 @@ def _nucleus(logs: torch.Tensor, mass: torch.Tensor, top_p: float) -> torch.Tens
     return logs.masked_fill(before >= top_p, -float("inf"))
 
 
-def _winner(logs: torch.Tensor, tokens: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
+def _winner(logs: torch.Tensor, tokens: torch.Tensor, seeds: torch.Tensor, step: int | torch.Tensor) -> torch.Tensor:
     best = (logs + gumbel(seeds, step, tokens)).argmax(-1, keepdim=True)
     return tokens.gather(-1, best)[:, 0]
 

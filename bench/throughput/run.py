@@ -1,0 +1,241 @@
+"""The contenders at work: each writes the same requests, round after round, and its best round counts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import registry, weights
+from bench.config import build, parse_overrides
+from bench.engines.base import BatchResult, Engine
+from bench.errors import UnknownName, UsageError
+from bench.meter import Meter, peak_rss
+from bench.throughput import requests as work
+from bench.throughput.costs import Sizes
+from bench.types import Capability, Request
+
+if TYPE_CHECKING:
+    from bench.throughput.ceilings import Ceilings
+
+ONE, PLAIN, HF = "one-by-one", "plain", "hf"
+"""Plain generate of one request at a time; of unsorted batches; and the transformers engine, whose weights they use."""
+_NEEDS = {"ids": Capability.TEXT, "soft": Capability.SOFT_PROMPT, "adapters": Capability.USER_ADAPTER}
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured."""
+
+    contenders: Sequence[str] = (ONE, PLAIN, HF)
+    """Any of one-by-one, plain and the names of engines."""
+    model: str = "smollm2-135m"
+    random_weights: str | None = None
+    """A shape to fill with random weights in the place of the model."""
+    kinds: Sequence[str] = work.KINDS
+    prompt_tokens: tuple[int, int] = (400, 1200)
+    """Shortest and longest prompt; the others spread evenly between them."""
+    new_tokens: tuple[int, int] = (96, 256)
+    requests: int = 32
+    batch: int = 16
+    """Rows at a time, for every contender that takes more than one."""
+    rounds: int = 1
+    overrides: Sequence[str] = ()
+
+
+@dataclass
+class Row:
+    """One contender's best round on one kind of request."""
+
+    contender: str
+    kind: str
+    seconds: float
+    prompt_tokens: int
+    output_tokens: int
+    prefill_seconds: float
+    """Zero where the engine does not tell."""
+    decode_seconds: float
+    first_token_seconds: float | None
+    """Median over requests, from the start of their batch."""
+    peak_memory: int
+    texts: dict[str, str] = field(default_factory=dict, repr=False)
+    """Example id -> what was written."""
+
+
+def check(asked: Asked) -> None:
+    """Raises UsageError for what cannot be measured, before anything is loaded."""
+    known = [ONE, PLAIN, *registry.names("engine")]
+    for what, given, names in (
+        ("contender in --contenders", asked.contenders, known),
+        ("kind in --kinds", asked.kinds, list(work.KINDS)),
+    ):
+        if not given:
+            raise UsageError(f"no {what}; it takes a comma-separated list of {', '.join(names)}")
+        for name in given:
+            if name not in names:
+                raise UnknownName(what, name, names)
+    for flag, (low, high) in (("--prompt-tokens", asked.prompt_tokens), ("--new-tokens", asked.new_tokens)):
+        if not 1 <= low <= high:
+            raise UsageError(f"{flag} takes a number or LOW:HIGH, whole numbers from 1 up, such as 400:1200")
+    if min(asked.requests, asked.batch, asked.rounds) < 1:
+        raise UsageError("--requests, --batch and --rounds take whole numbers from 1 up")
+    parts = parse_overrides(asked.overrides)
+    for part in parts:
+        if part not in {*asked.contenders, HF}:
+            raise UnknownName("part of this measurement in --set", part, [*asked.contenders, HF])
+    if asked.random_weights:
+        from bench.throughput.shapes import SHAPES
+
+        if asked.random_weights not in SHAPES:
+            raise UnknownName("shape for --random-weights", asked.random_weights, list(SHAPES))
+
+
+def measure(asked: Asked, say: Say = lambda _: None) -> dict[str, Any]:
+    """Everything measured, as one JSON object: about, ceilings, rows, floors. Raises UsageError for bad input."""
+    from bench.throughput import figures
+
+    check(asked)
+    shared = [name for name in asked.contenders if name in (ONE, PLAIN, HF)]
+    others = [name for name in asked.contenders if name not in shared]
+    rows: list[Row] = []
+    left_out: dict[str, str] = {}
+    ceilings: Ceilings | None = None
+    sizes: Sizes | None = None
+    identities: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for names in [shared, *([name] for name in others)]:
+            if not names:
+                continue
+            if asked.random_weights and names is not shared:
+                left_out[names[0]] = "it needs a folder of weights, not random ones"
+                continue
+            bout = _Bout(asked, names, Path(folder), say)
+            rows += bout.fight()
+            left_out |= bout.left_out
+            identities[names[0] if names is not shared else HF] = bout.engine.identity()
+            if names is shared:
+                ceilings, sizes = bout.ceilings, bout.sizes
+            bout.engine.close()
+    return figures.result(asked, rows, ceilings, sizes, identities, left_out)
+
+
+class _Bout:
+    """Contenders that share one loaded engine."""
+
+    def __init__(self, asked: Asked, names: Sequence[str], folder: Path, say: Say) -> None:
+        self.asked, self.names, self.folder, self.say = asked, names, folder, say
+        self.left_out: dict[str, str] = {}
+        self.ceilings: Ceilings | None = None
+        self.sizes: Sizes | None = None
+        self.engine = self._engine(HF if set(names) & {ONE, PLAIN, HF} else names[0])
+
+    def _engine(self, name: str) -> Engine:
+        asked = self.asked
+        kind = registry.load("engine", name)
+        given = parse_overrides(asked.overrides).get(name, {})
+        rows = {"max_batch": asked.batch} if "max_batch" in kind.Config.model_fields else {}
+        config = build(kind.Config, {**rows, **given}, name)
+        if asked.random_weights:
+            from bench.throughput.shapes import RandomEngine
+
+            engine: Engine = RandomEngine(asked.random_weights, config)
+        else:
+            engine = kind(weights.resolve(asked.model, "llm"), config)
+        engine.prepare()
+        longest = asked.prompt_tokens[1] + asked.new_tokens[1]
+        if longest > engine.context_length:
+            raise UsageError(
+                f"{longest} tokens, prompt and answer, exceed the model's context of {engine.context_length}; "
+                "lower --prompt-tokens or --new-tokens"
+            )
+        return engine
+
+    def fight(self) -> list[Row]:
+        """The best round of each contender on each kind that it can serve."""
+        made = {kind: self._requests(kind) for kind in self._kinds()}  # before weights: bad lengths end it here
+        self.say(f"loading {self.engine.name}")
+        self.engine.load()
+        if HF in self.names or {ONE, PLAIN} & set(self.names):
+            from bench.throughput import ceilings
+
+            lm = self.engine.language_model()
+            self.sizes = Sizes.of(lm.model)
+            self.ceilings = ceilings.measure(lm.device, lm.model.dtype)
+            if "adapters" in made:
+                work.save_adapters(lm, self.folder, self.asked.requests)
+        best: dict[tuple[str, str], Row] = {}
+        for number in range(self.asked.rounds):
+            for kind, asked in made.items():
+                for name in self.names:
+                    self.say(f"round {number + 1} of {self.asked.rounds}: {name}, {kind}")
+                    row = self._once(name, kind, asked)
+                    if (name, kind) not in best or row.seconds < best[name, kind].seconds:
+                        best[name, kind] = row
+        return list(best.values())
+
+    def _kinds(self) -> list[str]:
+        kinds = []
+        for kind in self.asked.kinds:
+            if _NEEDS[kind] in self.engine.capabilities:
+                kinds.append(kind)
+            else:
+                self.left_out[f"{self.engine.name}, {kind}"] = f"the engine does not give {_NEEDS[kind]}"
+        return kinds
+
+    def _requests(self, kind: str) -> list[Request]:
+        asked = self.asked
+        prompts = work.lengths(*asked.prompt_tokens, asked.requests, seed=1)
+        outputs = work.lengths(*asked.new_tokens, asked.requests, seed=2)
+        hidden = _hidden_size(asked) if kind == "soft" else 0
+        return work.make(self.engine, kind, prompts, outputs, hidden, self.folder)
+
+    def _once(self, name: str, kind: str, requests: Sequence[Request]) -> Row:
+        self.engine.peak_memory()
+        Meter().start_peak()
+        start = time.perf_counter()
+        results, order = self._work(name, requests)
+        seconds = time.perf_counter() - start
+        answers = [generation for result in results for generation in result.generations]
+        if failed := [g.error for g in answers if g.error]:
+            raise UsageError(f"{name}, {kind}: {failed[0]}; lower --batch or lengths")
+        first = sorted(s for result in results for s in result.first_token_seconds)
+        return Row(
+            name,
+            kind,
+            seconds,
+            sum(g.prompt_tokens for g in answers),
+            sum(g.output_tokens for g in answers),
+            sum(result.prefill_seconds for result in results),
+            sum(result.decode_seconds for result in results),
+            first[len(first) // 2] if first else None,
+            self.engine.peak_memory() or peak_rss(),
+            {requests[i].example_id: g.text for i, g in zip(order, answers, strict=True)},
+        )
+
+    def _work(self, name: str, requests: Sequence[Request]) -> tuple[list[BatchResult], list[int]]:
+        """Results, and the indices of the requests in the order of their answers."""
+        if name in (ONE, PLAIN):
+            from bench.throughput import plain
+
+            size = 1 if name == ONE else self.asked.batch
+            return plain.run(self.engine.language_model(), requests, size), list(range(len(requests)))
+        batches = self.engine.plan(requests)
+        results = list(self.engine.stream([[requests[i] for i in batch] for batch in batches]))
+        return results, [i for batch in batches for i in batch]
+
+
+def _hidden_size(asked: Asked) -> int:
+    """Width of the soft vectors that a model takes."""
+    if asked.random_weights:
+        from bench.throughput.shapes import SHAPES
+
+        return int(SHAPES[asked.random_weights][1]["hidden_size"])
+    from transformers import AutoConfig
+
+    folder = weights.local_folder(weights.resolve(asked.model, "llm"))
+    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().hidden_size)
