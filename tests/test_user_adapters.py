@@ -309,8 +309,10 @@ def test_contrasted_requests_have_batches_of_their_own_and_count_twice(llama: HF
     assert sorted(i for batch in batches for i in batch) == list(range(12))
     for batch in batches:
         assert len({requests[i].contrast for i in batch}) == 1
-        rows = len(batch) * (2 if requests[batch[0]].contrast else 1)
-        longest = max(len(engine.encode(requests[i]).ids) + 12 for i in batch)
-        assert len(batch) == 1 or (rows * longest <= 600 and rows <= 6)
+        asked = [requests[i] for i in batch]
+        prompts = [engine.encode(request) for request in asked]
+        together = engine._rows(prompts, asked)
+        rows = together * (2 if asked[0].contrast else 1)
+        assert together == 1 or (rows * max(len(p.ids) + 12 for p in prompts) <= 600 and rows <= 6)
     whose = engine.plan(plainly)
     assert max(len({plainly[i].user_adapter for i in batch}) for batch in whose) == 3  # users share batches

@@ -102,8 +102,8 @@ def adapter_path(folder: Path, number: int) -> Path:
     return folder / f"{number}.safetensors"
 
 
-def save_adapters(lm: LanguageModel, folder: Path, count: int) -> None:
-    """Random adapters of `count` users, small enough to leave texts alive."""
+def save_adapters(lm: LanguageModel, folder: Path, count: int, size: float = 0.02) -> None:
+    """Random adapters of `count` users; `size` is the standard deviation of their elements."""
     import torch
 
     from bench.engines import bank
@@ -121,8 +121,8 @@ def save_adapters(lm: LanguageModel, folder: Path, count: int) -> None:
         noise = torch.Generator().manual_seed(number)
         pairs = {
             name: (
-                torch.randn(RANK, layer.in_features, generator=noise) * 0.02,
-                torch.randn(layer.out_features, RANK, generator=noise) * 0.02,
+                torch.randn(RANK, layer.in_features, generator=noise) * size,
+                torch.randn(layer.out_features, RANK, generator=noise) * size,
             )
             for name, layer in layers.items()
         }

@@ -86,8 +86,8 @@ def check(asked: Asked) -> None:
         raise UsageError("--requests, --batch and --rounds take whole numbers from 1 up")
     parts = parse_overrides(asked.overrides)
     for part in parts:
-        if part not in {*asked.contenders, HF}:
-            raise UnknownName("part of this measurement in --set", part, [*asked.contenders, HF])
+        if part not in {*asked.contenders, HF} - {ONE, PLAIN}:
+            raise UnknownName("part of this measurement in --set", part, sorted({*asked.contenders, HF} - {ONE, PLAIN}))
     if asked.random_weights:
         from bench.throughput.shapes import SHAPES
 
