@@ -56,7 +56,8 @@ class Cost:
 
     def plus(self, other: Cost) -> Cost:
         """Both together, under this one's stage and device."""
-        return replace(self, **{name: _sum(getattr(self, name), getattr(other, name)) for name in SUMMED})
+        sums: dict[str, Any] = {name: _sum(getattr(self, name), getattr(other, name)) for name in SUMMED}
+        return replace(self, **sums)
 
 
 SUMMED = tuple(field.name for field in fields(Cost) if field.name not in ("stage", "device"))

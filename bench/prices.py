@@ -68,7 +68,7 @@ class Prices(Config):
 
         Hours cost where hours of any kind have a price; where none have, electricity alone is paid.
         """
-        if cost.calls and model in self.tokens:
+        if cost.calls and model is not None and model in self.tokens:
             price = self.tokens[model]
             return (cost.prompt_tokens * price.input + cost.output_tokens * price.output) / 1e6
         parts = [self._hours(cost)] if self.accelerator or self.cpu or not self.energy else []

@@ -314,8 +314,8 @@ def _objects(table: Table) -> list[dict[str, Any]]:
             if section.repeats:
                 continue
             if section.costs:
-                told = {c.key: cells[c.key].value for c in section.columns if c.key != "method"}
-                rows[key].setdefault(section.costs, []).append(told)
+                paid = {c.key: cells[c.key].value for c in section.columns if c.key != "method"}
+                rows[key].setdefault(section.costs, []).append(paid)
                 continue
             if section.baseline is not None:
                 told = {name: raw | _tested(cells[name]) for name, raw in metrics.items()}
