@@ -187,6 +187,16 @@ def test_a_gpu_without_a_counter_gives_hours_and_the_reason_once(
     assert reason in told
 
 
+def test_the_package_has_all_that_is_asked_of_it(tmp_path: Path) -> None:
+    pynvml = pytest.importorskip("pynvml")
+    asked = [name for name in dir(FakeNvml) if name.startswith("nvml")]
+    assert len(asked) == 6
+    assert all(callable(getattr(pynvml, name)) for name in asked)
+    assert issubclass(pynvml.NVMLError, Exception)
+    made = Gauge(pynvml, tmp_path, {}, fake_torch({}))  # with or without a driver on this machine
+    assert set(made.read().gpus) == set(made.visible())
+
+
 def test_a_counter_that_was_set_back_is_no_energy(tmp_path: Path) -> None:
     nvml = FakeNvml()
     made = gauge(nvml, tmp_path, {0: UUIDS[0]})
