@@ -31,6 +31,11 @@ _Set = Annotated[
 ]
 
 
+_Prices = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="TOML of prices; shows what each stage cost in money, too.")
+]
+
+
 class What(enum.StrEnum):
     """What `list` can list."""
 
@@ -179,6 +184,7 @@ def run(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.95,
     tracker: Annotated[TrackerName, typer.Option(help="Where to watch losses while training.")] = TrackerName.NONE,
+    prices: _Prices = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, counts and first prompts; no model loads.")] = False,
 ) -> None:
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
@@ -206,6 +212,7 @@ def run(
         "temperature": temperature,
         "top_p": top_p,
         "tracker": tracker.value,
+        "prices": prices,
         "dry_run": dry_run,
     }
     given = flags if config is None else merged(config, _given(flags, context))
@@ -223,7 +230,8 @@ def run(
 
     kept = keep(plan)
     shown = [metric.name for metric in plan.metrics]
-    _print_tables(leaderboards(execute(plan), metrics=shown, baseline=plan.baseline), Format.CONSOLE)
+    tables = leaderboards(execute(plan), metrics=shown, baseline=plan.baseline, prices=plan.prices)
+    _print_tables(tables, Format.CONSOLE)
     typer.echo(f"again: python -m bench run --config {kept}", err=True)
 
 
@@ -394,9 +402,12 @@ def table(
     detectable: Annotated[
         bool, typer.Option("--detectable", help="Also the smallest difference that these users would show.")
     ] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="Also time, hours, energy and tokens by stage.")] = False,
+    prices: _Prices = None,
 ) -> None:
     """Render leaderboards from stored records alone."""
     from bench.errors import UnknownName, UsageError
+    from bench.prices import read_prices
     from bench.rescore import left_out
     from bench.store import find_runs
     from bench.tables import leaderboards
@@ -410,7 +421,16 @@ def table(
     if dataset is not None and not found:
         raise UnknownName(f"dataset under {runs}", dataset, {run.dataset for run in listing.runs})
     wanted = None if metrics is None else _names(metrics)
-    tables = leaderboards(found, metrics=wanted, baseline=baseline, mixed=mixed, wins=wins, detectable=detectable)
+    tables = leaderboards(
+        found,
+        metrics=wanted,
+        baseline=baseline,
+        mixed=mixed,
+        wins=wins,
+        detectable=detectable,
+        costs=costs,
+        prices=None if prices is None else read_prices(prices),
+    )
     _print_tables(tables, Format.JSON if as_json else format_)
 
 

@@ -32,7 +32,7 @@ _HEAD = """# A resolved run: do it again with python -m bench run --config FILE.
 CONFIGS = "configs"
 """Folder under a run's `out` for resolved configs."""
 _NO_KEYS = ("overrides", "dry_run")
-_NOT_KEPT = (*_NO_KEYS, "existing", "tracker")
+_NOT_KEPT = (*_NO_KEYS, "existing", "tracker", "prices")
 """What changes no record, and would make a resolved config do more than run again."""
 _COUNTS = ("limit", "train_limit", "max_new_tokens", "max_prompt_tokens")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import distributed
+from bench.costs import LEDGER, Cost, append_costs, as_rows, ledger, merged
 from bench.errors import UsageError
 from bench.files import folder_name, pretty_json, read_object, write_atomic
 from bench.keys import digest
@@ -128,6 +129,7 @@ def _fit(
             if distributed.size() > 1:
                 say(f"training in {distributed.size()} processes")
                 _embed_once(plan, ctx)
+            append_costs(work / LEDGER, _named(meter.settle()))
             call()
             meter.start_peak()
             ctx.engine.peak_memory()
@@ -136,11 +138,13 @@ def _fit(
             log = getattr(method, "log", None)
             told = _training_info(log.to_json()) if log is not None else {}
             before = told.pop("seconds_before", 0.0)  # by processes that were killed
+            costs = [*ledger(work / LEDGER), *_earlier(log, before), *_named(meter.settle())]
             info = {
                 "key": dict(key),
                 "seconds": meter.seconds.get("fit", 0.0) - fitted + before,
                 "embed_seconds": meter.seconds.get("embed", 0.0) - embedded,
                 "peak_memory": ctx.engine.peak_memory() or peak_rss(),
+                "costs": as_rows(merged(costs)),
                 **({"processes": distributed.size()} if distributed.size() > 1 else {}),
                 **told,
             }
@@ -155,6 +159,17 @@ def _fit(
             shutil.rmtree(work)
     except Timeout as error:
         raise UsageError(f"another process is fitting {folder}; wait for it or choose another --out") from error
+
+
+def _named(costs: Sequence[Cost]) -> list[Cost]:
+    """Costs of a fit, in which embedding and the like are apart from that for the texts to be written."""
+    return [cost if cost.stage == "fit" else replace(cost, stage=f"fit {cost.stage}") for cost in costs]
+
+
+def _earlier(log: Any, seconds: float) -> Sequence[Cost]:
+    """What killed processes spent on training up to where the last one went on."""
+    known: Sequence[Cost] = getattr(log, "costs", [])
+    return known or ([Cost("fit", None, seconds)] if seconds else [])
 
 
 def _prepare_work(folder: Path, resume: bool, say: Say) -> Path:

@@ -1,12 +1,15 @@
-"""Where the time goes: phases, real (unpadded) tokens, peak memory."""
+"""Where the time goes: phases, what they cost, peak memory."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bench import distributed
+from bench.costs import Cost, merged
+from bench.energy import Stopwatch
 
 PHASES = ("load", "embed", "fit", "adapt", "hidden", "prefill", "decode")
 """Phases that never overlap: embedding texts while fitting counts as embed, not as fit. `adapt` is what is trained of
@@ -38,15 +41,23 @@ def peak_rss() -> int:
 
 @dataclass
 class Meter:
-    """Seconds by phase. A phase opened within another one pauses it."""
+    """Seconds by phase, and costs. A phase opened within another one pauses it."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _costs: list[Cost] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)
-    _since: float = 0.0
+    _watch: Stopwatch | None = None
 
-    def add(self, phase: str, seconds: float) -> None:
-        """Adds seconds measured elsewhere."""
+    def add(self, phase: str, seconds: float, costs: Sequence[Cost] | None = None) -> None:
+        """Adds seconds measured elsewhere, and what they cost, which is else unknown."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        self._costs = merged([*self._costs, *([Cost(phase, None, seconds)] if costs is None else costs)])
+
+    def settle(self, *, keep: str | None = None) -> list[Cost]:
+        """Hands over what was metered since the last call, by phase and device; phase `keep` stays for a later one."""
+        found = [cost for cost in self._costs if cost.stage != keep]
+        self._costs = [cost for cost in self._costs if cost.stage == keep]
+        return found
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -61,10 +72,14 @@ class Meter:
 
     def _switch(self) -> None:
         synchronize()
-        now = time.perf_counter()
-        if self._open:
-            self.add(self._open[-1], now - self._since)
-        self._since = now
+        if self._watch is None:
+            self._watch = Stopwatch()
+        elif not self._open:
+            self._watch.restart()
+        else:
+            phase = self._open[-1]
+            spent = self._watch.lap(distributed.size() if phase == "fit" else 1)
+            self.add(phase, spent.seconds, [Cost.of(phase, spent)])
 
     def start_peak(self) -> None:
         """Starts a new high-water mark of memory."""

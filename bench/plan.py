@@ -14,6 +14,7 @@ from bench.ablation import Planned, ablated, expand, method_class
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
 from bench.method import Method
+from bench.prices import Prices, read_prices
 from bench.store import DEFAULT_OUT, Existing, check_writable
 from bench.trackers import TrackerName
 from bench.types import Capability, Sampling
@@ -68,6 +69,8 @@ class RunConfig(Config):
     top_p: float = Field(default=0.95, gt=0, le=1)
     tracker: TrackerName = TrackerName.NONE
     """Where losses can be watched while training."""
+    prices: Path | None = None
+    """A file of prices for the bill; changes nothing that is stored."""
     dry_run: bool = False
 
     @property
@@ -89,6 +92,7 @@ class Plan:
     overrides: Mapping[str, Mapping[str, Any]]
     left_out: Mapping[str, str]
     """Methods that `all` could not take, each with the reason."""
+    prices: Prices | None = None
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -103,6 +107,7 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """Checks everything that can be checked without loading a model. Raises UsageError on the first thing wrong."""
     trackers.check(config.tracker)
+    prices = None if config.prices is None else read_prices(config.prices)
     if not config.methods:
         raise UsageError("no method given; --methods takes a comma-separated list, see: python -m bench list methods")
     if not config.seeds:
@@ -135,7 +140,7 @@ def make_plan(config: RunConfig) -> Plan:
     _check_truth(methods, dataset)
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
     used = encoder if any(m.wants_encoder() for m in methods) else None
-    return Plan(config, planned, engine, used, metrics, dataset, overrides, left_out)
+    return Plan(config, planned, engine, used, metrics, dataset, overrides, left_out, prices)
 
 
 def _named(names: Sequence[str], engine: type[Engine]) -> tuple[list[str], dict[str, str]]:

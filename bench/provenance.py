@@ -44,8 +44,8 @@ def provenance() -> dict[str, Any]:
         "packages": _packages(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "cores": _cores(),
+        "cpu": cpu(),
+        "cores": cores(),
         "device": _device(),
     }
 
@@ -80,7 +80,8 @@ def _packages() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str | None:
+def cpu() -> str | None:
+    """The processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
             if line.lower().startswith("model name"):
@@ -97,7 +98,8 @@ def _cpu() -> str | None:
     return platform.processor() or None
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 

@@ -19,6 +19,8 @@ from bench.tables import Column, Row, Section, Table
 
 DEFAULT_WIDTH = 120
 _KINDS = ("metric", "cost")
+_COSTS = ("costs", "costs_per_1000")
+"""Lists in a row's object, of one object a stage."""
 
 
 def render(tables: Sequence[Table], style: str = "console", *, ansi: bool = False, width: int = DEFAULT_WIDTH) -> str:
@@ -145,7 +147,7 @@ def _grid(section: Section, columns: Sequence[int], ansi: bool) -> str:
     if rows and ceilings:
         rows.append(tabulate.SEPARATING_LINE)
     headers = [section.columns[i].title for i in columns]
-    alignment = ["left" if section.columns[i].key == "method" else "right" for i in columns]
+    alignment = ["left" if section.columns[i].kind == "label" else "right" for i in columns]
     return tabulate.tabulate(
         [*rows, *ceilings],
         headers,
@@ -182,7 +184,7 @@ def markdown(tables: Sequence[Table]) -> str:
             if section.title:
                 lines += [f"### {escape_markdown(section.title)}", ""]
             heads = [escape_markdown(column.title) + _arrow(column, "↑", "↓") for column in section.columns]
-            rules = [":---" if column.key == "method" else "---:" for column in section.columns]
+            rules = [":---" if column.kind == "label" else "---:" for column in section.columns]
             grid = [heads, rules, *([cell_text(cell) for cell in row.cells] for row in section.rows)]
             lines += [f"| {' | '.join(cells)} |" for cells in grid]
             lines.append("")
@@ -225,7 +227,7 @@ def latex(tables: Sequence[Table]) -> str:
             rows = [line(row) for row in section.rows if not row.ceiling]
             ceilings = [line(row) for row in section.rows if row.ceiling]
             caption = escape_latex(". ".join(filter(None, (table.title, section.title))))
-            align = "".join("l" if column.key == "method" else "r" for column in section.columns)
+            align = "".join("l" if column.kind == "label" else "r" for column in section.columns)
             lines += [r"\begin{table*}[t]", r"\centering", rf"\caption{{{caption}}}"]
             lines += [r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
             lines += [" & ".join(heads) + r" \\", r"\midrule", *rows]
@@ -311,6 +313,10 @@ def _objects(table: Table) -> list[dict[str, Any]]:
             metrics = {c.key: _raw(cells[c.key]) for c in section.columns if c.kind == "metric"}
             if section.repeats:
                 continue
+            if section.costs:
+                paid = {c.key: cells[c.key].value for c in section.columns if c.key != "method"}
+                rows[key].setdefault(section.costs, []).append(paid)
+                continue
             if section.baseline is not None:
                 told = {name: raw | _tested(cells[name]) for name, raw in metrics.items()}
                 rows[key]["difference"] = {"baseline": section.baseline, "metrics": told}
@@ -362,7 +368,7 @@ def csv_text(tables: Sequence[Table]) -> str:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    line = {key: value for key, value in row.items() if key not in ("metrics", "difference")}
+    line = {key: value for key, value in row.items() if key not in ("metrics", "difference", *_COSTS)}
     for name, raw in row["metrics"].items():
         line[name] = raw["value"]
         line |= {f"{name}_{part}": raw[part] for part in ("low", "high", "users", "missing", "seed_sd", "seed_n")}
@@ -373,6 +379,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         told = {part: raw[part] for part in ("low", "high", "users", "p", "p_holm", "detectable")} | counts
         line |= {f"{name}_difference": raw["value"]}
         line |= {f"{name}_difference_{part}": value for part, value in told.items()}
+    for key in _COSTS:
+        for cost in row.get(key, []):
+            stage = "_".join(cost["stage"].replace("-", " ").split())
+            line |= {f"{key}_{stage}_{what}": value for what, value in cost.items() if what != "stage"}
     return line
 
 

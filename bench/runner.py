@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import distributed
+from bench import costs, distributed, energy
 from bench.ablation import Planned
+from bench.energy import Spent, Stopwatch
 from bench.engines.base import BatchResult
 from bench.errors import UsageError
 from bench.fits import Fit, Say, duration, fit_or_load, kept_folder
@@ -19,6 +19,7 @@ from bench.keys import digest, text_digest
 from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, Plan, asks_model
+from bench.prices import Prices, bill
 from bench.provenance import provenance
 from bench.stages import StageCache, request_key, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
@@ -61,7 +62,7 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
             if only_cached:
                 _check_scored(run, plan.metrics)
             runs.append(run)
-            report(summary(run))
+            report(summary(run, plan.prices))
     distributed.from_main(None)  # sends the others home
     distributed.leave()
     plan.engine.close()
@@ -169,7 +170,7 @@ class MethodRun:
     def _about(self) -> dict[str, Any]:
         config = self.plan.config
         return {
-            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker"}),
+            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker", "prices"}),
             "data": _data_told(self.plan.dataset),
             "limit_seed": LIMIT_SEED,
             "provenance": provenance(),
@@ -185,9 +186,11 @@ class MethodRun:
                 self.report(f"{self.planned.title}: complete at {folder.path}, taken as it is")
                 return self._named(folder)
             ctx = self.context(folder.path)
+            self._settle(folder)
             fit = self._fit(description, ctx)
             ctx = replace(ctx, kept=kept_folder(fit.folder) if fit else folder.path / _KEPT)
             answers = self.method.answer(list(self.examples.values()), ctx)
+            self._settle(folder)
             if answers is None:
                 self._generate(folder, ctx)
             else:
@@ -198,14 +201,19 @@ class MethodRun:
             totals["stages"] = stage_costs(folder.path / _STAGES)
             for phase in sorted({"adapt", "hidden"} & self.meter.seconds.keys()):
                 totals[f"{phase}_seconds"] = self.meter.seconds[phase]
+            paid = [*costs.run_costs(folder.path, folder.path / _STAGES), *self.meter.settle()]
             return folder.finish(
-                provenance=provenance(),
+                provenance={**provenance(), "energy": energy.gauge().told()},
                 fit=fit.info if fit else None,
                 label=label(self.method),
                 variant=self.planned.variant,
                 truth=Capability.TRUTH in self.method.needs,
-                totals=totals,
+                totals={**totals, **costs.totals(costs.merged(paid))},
             )
+
+    def _settle(self, folder: RunFolder) -> None:
+        """Books what this process has paid, whatever becomes of it; users' adapters are told in full at the end."""
+        costs.append_costs(folder.file(costs.LEDGER), self.meter.settle(keep="adapt"))
 
     def _named(self, folder: RunFolder) -> StoredRun:
         """A run that is there already, under the name that it has in this command."""
@@ -266,6 +274,7 @@ class MethodRun:
     def _generate(self, folder: RunFolder, ctx: Context) -> None:
         examples = list(self.examples.values())
         requests = self.method.requests(examples, ctx)
+        self._settle(folder)
         if [r.example_id for r in requests] != [e.id for e in examples]:
             raise ValueError(f"{self.method.name}.requests must give one request an example, in their order")
         batches = self.plan.engine.plan(requests)
@@ -275,12 +284,10 @@ class MethodRun:
         with self._bar(self.planned.title, len(requests), len(requests) - len(left)) as bar:
             asked = [[requests[i] for i in batch] for batch in batches[done:]]
             self.meter.start_peak()
-            start = time.perf_counter()
+            watch = Stopwatch(self.plan.engine.accelerators())
             for number, result in enumerate(self.plan.engine.stream(asked, bar.update), done):
-                now = time.perf_counter()
-                self._store_batch(folder, number, asked[number - done], result, now - start)
+                self._store_batch(folder, number, asked[number - done], result, watch.lap())
                 self.meter.start_peak()
-                start = now
 
     @staticmethod
     def _bar(title: str, total: int, done: int) -> Any:
@@ -304,7 +311,7 @@ class MethodRun:
         )
 
     def _store_batch(
-        self, folder: RunFolder, number: int, batch: Sequence[Request], result: BatchResult, wall: float
+        self, folder: RunFolder, number: int, batch: Sequence[Request], result: BatchResult, spent: Spent
     ) -> None:
         pairs = list(zip(batch, result.generations, strict=True))
         timing = BatchTiming(
@@ -314,8 +321,12 @@ class MethodRun:
             output_tokens=sum(g.output_tokens for _, g in pairs),
             prefill_seconds=result.prefill_seconds,
             decode_seconds=result.decode_seconds,
-            wall_seconds=wall,
+            wall_seconds=spent.seconds,
             peak_memory=self.plan.engine.peak_memory() or peak_rss(),
+            energy_joules=spent.energy_joules,
+            device=spent.device,
+            accelerator_seconds=spent.accelerator_seconds,
+            core_seconds=spent.core_seconds,
         )
         folder.append(number, [self._record(request, generation) for request, generation in pairs], timing)
 
@@ -376,7 +387,7 @@ def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force
     return [metric.name for metric in wanted]
 
 
-def summary(run: StoredRun) -> str:
+def summary(run: StoredRun, prices: Prices | None = None) -> str:
     """One line on a finished run."""
     totals = run.totals
     fit = run.manifest.get("fit") or {}
@@ -390,6 +401,7 @@ def summary(run: StoredRun) -> str:
         parts.append(f"users' adapters {duration(totals['adapt_seconds'])}")
     if totals.get("hidden_seconds"):
         parts.append(f"hidden states read in {duration(totals['hidden_seconds'])}")
+    parts += bill(run, prices)
     if totals["failed"]:
         parts.append(f"{totals['failed']} FAILED")
     return ", ".join(parts)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench.costs import STAGE_COSTS, append_lines
+from bench.energy import Spent, Stopwatch
 from bench.engines.base import Engine
 from bench.errors import UsageError
-from bench.files import json_lines, parse_line
+from bench.files import parse_line
 from bench.keys import digest
 from bench.types import Generation, Request
 
@@ -23,7 +23,6 @@ def request_key(request: Request) -> str:
     return digest([request.example_id, request.stage, messages, asdict(request.sampling), request.seed])
 
 
-_COSTS = ".costs.jsonl"
 _SUMMED = ("calls", "failed", "prompt_tokens", "output_tokens", "wall_seconds")
 
 
@@ -63,13 +62,11 @@ class StageCache:
         left = [batch for batch in batches if not all(names[i] in self.answers for i in batch)]
         if progress is not None:
             progress(sum(map(len, batches)) - sum(map(len, left)))
-        start = time.perf_counter()
+        watch = Stopwatch(engine.accelerators())
         results = engine.stream([[asked[i] for i in batch] for batch in left], progress)
         for batch, result in zip(left, results, strict=True):
-            now = time.perf_counter()
-            self._append_costs(result.generations, now - start)
+            self._append_costs(result.generations, watch.lap())
             self._append([names[i] for i in batch], result.generations)
-            start = now
         fresh = {names[i] for batch in left for i in batch}
         return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]
 
@@ -78,9 +75,9 @@ class StageCache:
         for key, generation in zip(keys, generations, strict=True):
             self.answers[key] = generation
             rows.append({"request": key, "generation": asdict(generation)})
-        _append(self.path, rows)
+        append_lines(self.path, rows)
 
-    def _append_costs(self, generations: Sequence[Generation], seconds: float) -> None:
+    def _append_costs(self, generations: Sequence[Generation], spent: Spent) -> None:
         """Written before the answers, so that what a kill makes the next process ask again is counted twice, as it was
         paid."""
         values = (
@@ -88,29 +85,21 @@ class StageCache:
             sum(generation.error is not None for generation in generations),
             sum(generation.prompt_tokens for generation in generations),
             sum(generation.output_tokens for generation in generations),
-            seconds,
+            spent.seconds,
         )
-        _append(self.path.with_suffix(_COSTS), [dict(zip(_SUMMED, values, strict=True))])
+        row = {**asdict(spent), **dict(zip(_SUMMED, values, strict=True))}
+        del row["seconds"]  # they are the stage's wall_seconds
+        append_lines(self.path.with_suffix(STAGE_COSTS), [row])
 
 
 def stage_costs(folder: Path) -> dict[str, Mapping[str, float]]:
     """What each stage under `folder` cost, all processes together: calls, failed, prompt_tokens, output_tokens,
     wall_seconds. In the order of the stages' names; empty where there are none."""
     found: dict[str, Mapping[str, float]] = {}
-    for path in sorted(folder.glob(f"*{_COSTS}")):
+    for path in sorted(folder.glob(f"*{STAGE_COSTS}")):
         sums: dict[str, float] = defaultdict(int)
         for row in map(parse_line, path.read_bytes().splitlines(keepends=True)):
             for name in _SUMMED:
                 sums[name] += row[name] if row is not None else 0
-        found[path.name.removesuffix(_COSTS)] = dict(sums)
+        found[path.name.removesuffix(STAGE_COSTS)] = dict(sums)
     return found
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":  # a line that a kill cut short would swallow the next one
-                file.write(b"\n")
-        file.write(json_lines(rows))

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench import costs
 from bench.errors import UsageError
 from bench.files import (
     check_writable,
@@ -242,6 +243,7 @@ class RunFolder:
                     "has there; start the run over with --existing overwrite"
                 )
         self._done = _whole_batches(len(records.rows), self._batches, at_most=len(timings.rows))
+        costs.lost(self.file(costs.LEDGER), timings.rows[self._done :])
         records.cut(sum(len(batch) for batch in self._batches[: self._done]))
         timings.cut(self._done)
         return self._done
@@ -382,10 +384,14 @@ def _whole_batches(records: int, batches: Sequence[Sequence[str]], at_most: int)
     return done
 
 
+_NOT_SUMMED = ("index", "peak_memory", "energy_joules", "device", "accelerator_seconds", "core_seconds")
+"""Of a batch's timing; what it cost is told by stage, see `bench.costs`."""
+
+
 def _totals(records: Path, timings: Path) -> dict[str, Any]:
     failed = sum(row.get(ERROR_FIELD) is not None for row in read_rows(records))
     rows = list(read_rows(timings))
-    summed = [f.name for f in fields(BatchTiming) if f.name not in ("index", "peak_memory")]
+    summed = [f.name for f in fields(BatchTiming) if f.name not in _NOT_SUMMED]
     totals: dict[str, Any] = {name: sum(row[name] for row in rows) for name in summed}
     peaks = [row["peak_memory"] for row in rows if row["peak_memory"] is not None]
     return {**totals, "embed_seconds": 0.0, "failed": failed, "peak_memory": max(peaks, default=None)}

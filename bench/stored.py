@@ -41,6 +41,11 @@ class BatchTiming:
     decode_seconds: float
     wall_seconds: float
     peak_memory: int | None = None
+    energy_joules: float | None = None
+    """What the devices at work drew; None where that cannot be measured (see `bench.energy.Spent`, here and below)."""
+    device: str | None = None
+    accelerator_seconds: float | None = None
+    core_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from bench.cells import (
     wins_cell,
 )
 from bench.comparison import Entry, clashes, group_mixed, make_entries, mark_mixed, printable, refuse_clashes
+from bench.costtable import CostOptions, cost_grids, cost_notes
 from bench.errors import UsageError
 from bench.estimates import Estimates, Options, estimate, make_options
 from bench.footnotes import notes
+from bench.prices import Prices
 from bench.stats import DEFAULT_RESAMPLES, Scored
 from bench.store import MetricInfo, StoredRun
 
@@ -55,6 +57,8 @@ class Section:
     """Label of the row that others are compared with; None for scores."""
     repeats: bool = False
     """Whether its figures are those of the differences in another shape, which formats for machines have already."""
+    costs: str = ""
+    """What formats for machines call it, if it tells costs by stage, several rows a method."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def leaderboards(
     mixed: bool = False,
     wins: bool = False,
     detectable: bool = False,
+    costs: bool = False,
+    prices: Prices | None = None,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> list[Table]:
@@ -90,6 +96,8 @@ def leaderboards(
             mixed=mixed,
             wins=wins,
             detectable=detectable,
+            costs=costs,
+            prices=prices,
             resamples=resamples,
             seed=seed,
         )
@@ -105,6 +113,8 @@ def leaderboard(
     mixed: bool = False,
     wins: bool = False,
     detectable: bool = False,
+    costs: bool = False,
+    prices: Prices | None = None,
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> Table:
@@ -115,6 +125,7 @@ def leaderboard(
     engine, sampling, prompt budget or metric signature, unless `mixed`, which groups them by split and model and marks
     what else differs; UnknownName for a metric or baseline that no run has. `wins` and `detectable` add a section each
     to the differences: users better off, as well and worse; the smallest difference that would be seen.
+    `costs` adds what each row cost, by stage, and `prices` the money.
     """
     if len({run.dataset for run in runs}) != 1:
         raise UsageError("a leaderboard shows the runs of one dataset")
@@ -132,12 +143,16 @@ def leaderboard(
         refuse_clashes(runs[0].dataset, found)
     sections: list[Section] = []
     scored = [(title, rows, estimate(rows, options)) for title, rows in groups]
+    asked = CostOptions(prices) if costs or prices else None
     columns = _columns(entries, options)
     for title, rows, scores in scored:
         sections.append(_score_section(title, rows, scores, columns, options))
         if scores.baseline is not None and len(rows) > 1 and options.metrics:
             sections += _difference_sections(title, rows, scores, options)
+        if asked is not None:
+            sections += _cost_sections(title, _ordered(rows, scores, options), asked)
     told = [*notes(entries, [scores for _, _, scores in scored], options), *options.notes]
+    told += cost_notes(entries, asked) if asked is not None else []
     name = printable(runs[0].dataset)
     return Table(f"Leaderboard: {name}", name, tuple(sections), tuple(told))
 
@@ -207,6 +222,20 @@ def _difference_sections(title: str, entries: Sequence[Entry], scores: Estimates
         heading = f"Smallest detectable difference to {scores.baseline}{group}"
         found.append(Section(heading, title, columns, tuple(told), scores.baseline, repeats=True))
     return found
+
+
+def _cost_sections(title: str, entries: Sequence[Entry], options: CostOptions) -> list[Section]:
+    group = f" ({title})" if title else ""
+    return [
+        Section(
+            f"{grid.title}{group}",
+            title,
+            tuple(Column(*column) for column in grid.columns),
+            tuple(Row(*row) for row in grid.rows),
+            costs=grid.key,
+        )
+        for grid in cost_grids(entries, options)
+    ]
 
 
 def _ordered(entries: Sequence[Entry], scores: Estimates, options: Options) -> list[Entry]:

@@ -141,7 +141,7 @@ class Oppu(Lora):
         tasks = [self._task(one, lm, ctx) for one in able.values()]
         config = self.config.user_training()
         found = user_adapters(lm, tasks, self._shape(), config, together, below, ctx.kept, self.name)
-        ctx.meter.add("adapt", found.seconds)
+        ctx.meter.add("adapt", found.seconds, found.costs)
         return found.paths
 
     def requests(self, examples: Sequence[Example], ctx: Context) -> list[Request]:

@@ -192,6 +192,17 @@ def test_the_page_on_raw_files_gives_datasets_that_run(reader: Reader, monkeypat
     assert named == {key for config in (FilterConfig, SplitConfig, ItemConfig) for key in config.model_fields}
 
 
+@pytest.mark.slow
+def test_the_page_on_costs_shows_a_bill(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUBSTITUTIONS, "pip install 'dep-bench[energy]'", "true")
+    reader.follow("costs.md")
+    said = reader.said
+    bill = said["python -m bench table --prices prices.toml"]
+    assert re.search(r"^method +stage +s +GPU-hours +core-hours +energy Wh .* EUR$", bill, re.M)
+    assert "EUR" not in said["python -m bench table --costs"]
+    assert [row["stage"] for row in json.loads((reader.folder / "costs.json").read_text())[0]["costs"]][-1] == "all"
+
+
 def test_the_code_on_the_pages_is_tidy(tmp_path: Path) -> None:
     pytest.importorskip("ruff")
     for page in PAGES:

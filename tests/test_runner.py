@@ -63,7 +63,8 @@ def run(out: Path, methods: str = "rag", assign: Sequence[str] = (), **changes: 
 def test_a_run_stores_plan_records_timings_scores_and_manifest(tmp_path: Path) -> None:
     (stored,) = run(tmp_path)
     names = {path.name for path in stored.path.iterdir()} - {".lock"}
-    assert names == {"plan.json", "records.jsonl", "timings.jsonl", "scores.json", "scores.jsonl", "manifest.json"}
+    files = {"plan.json", "records.jsonl", "timings.jsonl", "scores.json", "scores.jsonl", "manifest.json"}
+    assert names == {*files, "costs.jsonl"}
     assert stored.path.parent == tmp_path / "planted" / "rag"
     assert stored.path.name == digest(stored.description)
     dataset = make_plan(config(tmp_path)).dataset

@@ -17,6 +17,7 @@ from tiny_engine import engine_of, lively_model, one_thread
 
 from bench.engines.base import LanguageModel
 from bench.engines.hf import HFEngine
+from bench.provenance import cores
 from bench.training import Row, TrainingConfig, TrainingLog, train
 from bench.training.checkpoint import CHECKPOINT, Checkpoint, Saved
 from bench.training.log import JOURNAL
@@ -184,6 +185,10 @@ def test_the_seconds_of_earlier_processes_count(go: Training, llama: LanguageMod
     rows, dev = rows_of(llama, [2, 1, 0, 2, 1]), rows_of(llama, [1, 2], seed=5)
     log = train(llama, rows, dev, Noisy(), CONFIG, 3, work=tmp_path)
     assert 0 < log.seconds_before < log.seconds
+    (cost,) = log.costs
+    assert cost.stage == "fit"
+    assert 0.5 * log.seconds_before < cost.seconds <= log.seconds_before + 0.1  # without building the optimizer
+    assert cost.core_seconds == pytest.approx(cost.seconds * (cores() or 1))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,13 @@ class Engine(ABC):
             found |= zip(batch, result.generations, strict=True)
         return [found[i] for i in range(len(requests))]
 
+    def accelerators(self) -> int | None:
+        """On how many accelerators the model is; None for those on which this process holds memory, be it none.
+
+        An engine whose model is in other processes of this machine says how many; one that asks a service says 0.
+        """
+        return None
+
     def speed(self) -> Speed | None:
         """Rates measured while warming up, or None where they mean nothing."""
         return None

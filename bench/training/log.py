@@ -14,6 +14,7 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
+from bench.costs import Cost
 from bench.files import json_lines, parse_line
 from bench.trackers import Careful
 
@@ -49,10 +50,13 @@ class TrainingLog:
     """Training loss of each optimizer step."""
     epochs: list[Epoch] = dataclass_field(default_factory=list)
     best_epoch: int = 0
+    costs: list[Cost] = dataclass_field(default_factory=list)
+    """What killed processes spent up to the state that training goes on from, and how they measured it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a loss that is no finite number is None, as JSON has no word for it."""
         plain = asdict(self)
+        del plain["costs"]  # which depend on kills, as nothing else does
         plain["steps"] = [finite(loss) for loss in self.steps]
         plain["epochs"] = [{key: finite(value) for key, value in epoch.items()} for epoch in plain["epochs"]]
         return plain

@@ -7,6 +7,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from bench import distributed
+from bench.costs import Cost, as_rows, from_rows, merged
+from bench.energy import Stopwatch
 from bench.engines.base import LanguageModel
 from bench.training.checkpoint import Checkpoint, Saved, random_state, restore_random_state
 from bench.training.config import TrainingConfig
@@ -56,6 +59,7 @@ class Fit:
         self.layers = Layers(lm, config)
         self.best: dict[str, torch.Tensor] | None = None
         self._started = self._saved_at = time.perf_counter()
+        self._watch, self._costs = Stopwatch(), list[Cost]()
         saved = from_main(checkpoint.load() if checkpoint is not None else None)
         if saved is not None:
             self._restore(saved)
@@ -95,12 +99,15 @@ class Fit:
             **{f"moment.{i}.{name}": tensor for i, of in moments.items() for name, tensor in of.items()},
             **{f"random.{name}": tensor for name, tensor in random_state(self.lm.device).items()},
         }
-        self.checkpoint.save(Saved(tensors, {"log": asdict(self.log), "sums": asdict(self.sums)}))
+        self._costs = merged([*self._costs, Cost.of("fit", self._watch.lap(distributed.size()))])
+        log = {**asdict(self.log), "costs": as_rows(merged([*self.log.costs, *self._costs]))}
+        self.checkpoint.save(Saved(tensors, {"log": log, "sums": asdict(self.sums)}))
         self._saved_at = time.perf_counter()
 
     def _restore(self, saved: Saved) -> None:
         log = dict(saved.about["log"])
-        self.log = TrainingLog(**{**log, "epochs": [Epoch(**epoch) for epoch in log["epochs"]]})
+        earlier = {"epochs": [Epoch(**epoch) for epoch in log["epochs"]], "costs": from_rows(log.get("costs", []))}
+        self.log = TrainingLog(**{**log, **earlier})
         self.log.seconds_before = self.log.seconds
         self.sums = Sums(**saved.about["sums"])
         self.trainable.restore(_part(saved, "state"))

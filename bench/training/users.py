@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.costs import Cost, as_rows, from_rows, merged
+from bench.energy import Stopwatch
 from bench.engines import bank
 from bench.engines.base import LanguageModel
 from bench.engines.batching import by_budget
@@ -83,6 +85,7 @@ class UserAdapters:
     seconds: float
     rows: int
     tokens: int
+    costs: Sequence[Cost]
 
 
 def target_layers(lm: LanguageModel, modules: tuple[str, ...], knob: str) -> dict[str, tuple[int, int]]:
@@ -284,7 +287,13 @@ def user_adapters(
         sum(cost["seconds"] for cost in costs),
         sum(cost["rows"] for cost in costs),
         sum(cost["tokens"] for cost in costs),
+        merged(one for cost in costs for one in _paid(cost)),
     )
+
+
+def _paid(told: Mapping[str, Any]) -> list[Cost]:
+    """What a group cost; of those trained before this was kept only the seconds are known."""
+    return from_rows(told["costs"]) if "costs" in told else [Cost("adapt", None, told["seconds"])]
 
 
 def _file(task: UserTask) -> str:
@@ -307,7 +316,7 @@ def _train_group(
         with FileLock(str(place.parent / ".lock")).acquire(timeout=0):
             if (place / USERS_FILE).exists():  # made by another process since we looked
                 return
-            started = time.perf_counter()
+            watch, started = Stopwatch(), time.perf_counter()
             adapters = train_users(lm, group, shape, config, owner, advance)
             temporary = place.with_name(f"{place.name}.part")
             shutil.rmtree(temporary, ignore_errors=True)
@@ -319,6 +328,7 @@ def _train_group(
                 "rows": sum(len(task.rows) for task in group) * config.epochs,
                 "tokens": sum(row.length for task in group for row in task.rows) * config.epochs,
                 "seconds": time.perf_counter() - started,
+                "costs": as_rows([Cost.of("adapt", watch.lap())]),
             }
             write_atomic(temporary / USERS_FILE, pretty_json(about))
             os.replace(temporary, place)
