@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.cells import LEVEL, stage_totals
+from bench.cells import LEVEL, number, stage_totals
 from bench.comparison import Entry, differing, flatten, own_label, printable, settings, shown
 from bench.estimates import Estimates, Options
 
@@ -72,6 +72,7 @@ def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options
         told.append(f"Lower is better: {printable(', '.join(lower))}.")
     if neutral:
         told.append(f"Neither high nor low is better, not ranked: {printable(', '.join(neutral))}.")
+    told += _chance_notes(options)
     absent = [text for group in groups for text in _missing(group)]
     if absent:
         told.append(f"Values that are missing, counted and not averaged: {'; '.join(absent)}.")
@@ -80,6 +81,15 @@ def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options
         rows = ", ".join(unscored) or "all rows"
         told.append(f"Not fully scored: {rows}; python -m bench score does it.")
     return told
+
+
+def _chance_notes(options: Options) -> list[str]:
+    known = [
+        f"{printable(name)} {number(info.chance, info.reducer)}"
+        for name in options.metrics
+        if (info := options.infos[name]).chance is not None
+    ]
+    return [f"By chance, from a text that tells nothing of its user: {', '.join(known)}."] if known else []
 
 
 def _missing(group: Estimates) -> list[str]:
