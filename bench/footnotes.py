@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.cells import LEVEL, number, stage_totals
-from bench.comparison import Entry, differing, flatten, own_label, printable, settings, shown
+from bench.comparison import REFERENCE, Entry, differing, flatten, own_label, printable, settings, shown
 from bench.estimates import Estimates, Options
 
 
@@ -26,7 +26,9 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
         )
     told += _shape_notes(groups, options)
     told += _metric_notes(entries, groups, options)
-    if ceilings := [entry.label for entry in entries if entry.ceiling]:
+    if real := [entry.label for entry in entries if entry.method == REFERENCE]:
+        told.append(f"{', '.join(real)}: what the users really wrote, a ceiling, not ranked.")
+    if ceilings := [entry.label for entry in entries if entry.ceiling and entry.method != REFERENCE]:
         verb = "knows" if len(ceilings) == 1 else "know"
         told.append(f"{', '.join(ceilings)} {verb} how the data were made: a ceiling, not ranked.")
     if costs:
