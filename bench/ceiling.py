@@ -20,6 +20,7 @@ from bench.runner import NO_ENGINE, say, score_run
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun, find_runs, read_scores
 
 VERSION = "1"
+"""Part of the row's key: raise it when its records change."""
 
 
 def ceiling(root: Path, metrics: Sequence[str] | None, overrides: Sequence[str], force: bool) -> list[StoredRun]:
@@ -31,16 +32,16 @@ def ceiling(root: Path, metrics: Sequence[str] | None, overrides: Sequence[str],
     groups = _by_dataset([run for run in find_runs(root).runs if run.method != REFERENCE])
     if not groups:
         raise UsageError(f"no complete run under {root}; make one with: python -m bench run --methods nonperso,rag")
+    if metrics is not None and not metrics:
+        raise UsageError("--metrics names none; leave it out for those of the runs, see: python -m bench list metrics")
     found = []
     for runs in groups:
         dataset = dataset_of(config_of(runs[0]))
         check_dataset(runs[0], dataset)
         names = metrics if metrics is not None else _scored(runs)
-        assignments = {**parse_overrides(config_of(runs[0]).overrides)}
-        assignments = {name: knobs for name, knobs in assignments.items() if name in names}
-        given = parse_overrides(overrides)
-        check_parts(given, names)
-        made = make_metrics(names, {name: {**assignments.get(name, {}), **given.get(name, {})} for name in names})
+        theirs, ours = parse_overrides(config_of(runs[0]).overrides), parse_overrides(overrides)
+        check_parts(ours, names)
+        made = make_metrics(names, {name: {**theirs.get(name, {}), **ours.get(name, {})} for name in names})
         wanted = applicable(made, dataset, asked=metrics is not None)
         for metric in wanted:
             metric.preflight()

@@ -31,6 +31,8 @@ class AuthorNgram(Attribution):
     name = "author_ngram"
     Config = AuthorNgramConfig
     config: AuthorNgramConfig
+    _fitted: tuple[Sequence[str], Any] | None = None
+    """The users' past texts, and the vectorizer that learned from them: the same for all rows of a table."""
 
     def preflight(self) -> None:
         package_version("scikit-learn", self.name)
@@ -38,14 +40,16 @@ class AuthorNgram(Attribution):
     def _space(self, texts: Sequence[str]) -> Any:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        vectorizer = TfidfVectorizer(
-            analyzer="char",
-            ngram_range=(self.config.shortest, self.config.longest),
-            max_features=self.config.features,
-            lowercase=False,  # whether somebody writes capitals is a habit too
-            sublinear_tf=True,
-        )
-        return vectorizer.fit(self._known).transform(texts)
+        if self._fitted is None or self._fitted[0] != self._known:
+            vectorizer = TfidfVectorizer(
+                analyzer="char",
+                ngram_range=(self.config.shortest, self.config.longest),
+                max_features=self.config.features,
+                lowercase=False,  # whether somebody writes capitals is a habit too
+                sublinear_tf=True,
+            )
+            self._fitted = self._known, vectorizer.fit(self._known)
+        return self._fitted[1].transform(texts)
 
     def _space_parts(self) -> Mapping[str, object]:
         return {"case": "mixed", "tf": "log", "scikit-learn": package_version("scikit-learn", self.name)}

@@ -66,6 +66,8 @@ class PeerDifference(Metric):
         return outcome
 
     def _outcomes(self, inputs: Sequence[ScoreInput], advance: Advance) -> Iterator[Vector | Exception | None]:
+        import numpy as np
+
         compared = [self._compared(item) for item in inputs]
         texts = {text for item, (peers, true) in zip(inputs, compared, strict=True) for text in (text_of(item), *peers)}
         texts |= {text for _, true in compared for own, peers in true for text in (own, *peers)}
@@ -74,8 +76,8 @@ class PeerDifference(Metric):
         vectors = self.encoder.encode(ordered)
         for item, (peers, true) in zip(inputs, compared, strict=True):
             if peers and true:
-                differences = [_difference(vectors, row, *pair) for pair in ((text_of(item), peers), *true)]
-                yield [cosine(differences[0], sum(differences[1:]))]
+                ours, *theirs = (_difference(vectors, row, *pair) for pair in ((text_of(item), peers), *true))
+                yield [cosine(ours, np.sum(theirs, axis=0))]
             else:
                 yield None
             advance(1)

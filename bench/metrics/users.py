@@ -69,7 +69,7 @@ def profile(past: Sequence[Past], count: int, item: ScoreInput) -> list[str]:
     about it. So are those of which the text is a copy: it would be near to itself.
     """
     about = item.example.item_id if item.example is not None else None
-    found = []
+    found: list[str] = []
     for one in reversed(past):
         if len(found) == count:
             break
