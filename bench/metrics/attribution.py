@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bench.config import Config as BaseConfig
 from bench.metrics.base import Advance, Metric, ScoreInput, Vector, text_of
-from bench.metrics.users import Others, own_past, profile
+from bench.metrics.users import Others, Past, own_past, profile
 
 _TIE = 1e-6
 """Similarities this close count as equal: rounding must not decide a rank."""
@@ -36,17 +36,25 @@ class Attribution(Metric, ABC):
     config: AttributionConfig
     rank = False
     """Whether the value is the rank of the own user, and not whether it is the first."""
-    _others = Others({})
     _known: Sequence[str] = ()
+    """The texts that stand for all users."""
+    _rivals: Mapping[str, Sequence[Sequence[Past]]] = {}
+    """Example -> what each of those who are set against its user wrote."""
     _sizes: Sequence[int] = ()
+    """How many candidates each example with a history has."""
 
     def observe(self, inputs: Sequence[ScoreInput]) -> None:
-        self._others = Others.around(inputs)
-        latest = self.config.n_history
-        self._known = sorted({past.text for pasts in self._others.by_user.values() for past in pasts[-latest:]})
-        self._sizes = [
-            len(one) for one in (self._profiles(replace(item, prediction=None)) for item in inputs) if one[0]
-        ]
+        config, others = self.config, Others.around(inputs)
+        pasts = others.by_user.values()
+        self._known = sorted({past.text for one in pasts for past in one[-config.n_history :]})
+        self._rivals = {
+            item.example_id: [
+                others.by_user[user] for user in others.rivals(item, config.others, config.rivals == "item")
+            ]
+            for item in inputs
+        }
+        profiles = [self._profiles(replace(item, prediction=None)) for item in inputs]
+        self._sizes = [len(candidates) for candidates in profiles if candidates[0]]
 
     def chance(self) -> float | None:
         sizes = [size for size in self._sizes if size > 1]
@@ -81,8 +89,7 @@ class Attribution(Metric, ABC):
         """Texts that stand for each candidate, the own user first; of the others, those who have any."""
         count = self.config.n_history
         own = profile(own_past(item), count, item)
-        others = self._others.rivals(item, self.config.others, self.config.rivals == "item")
-        told = [profile(self._others.by_user[user], count, item) for user in others]
+        told = [profile(past, count, item) for past in self._rivals[item.example_id]]
         return [own, *(texts for texts in told if texts)]
 
     @abstractmethod

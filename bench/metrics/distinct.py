@@ -26,7 +26,14 @@ class _Distinct(Metric, ABC):
         return zip(*(words[start:] for start in range(self.n)), strict=False)
 
 
-class _Together(_Distinct, ABC):
+class Distinct1(_Distinct):
+    """Different words out of all words of the run's texts together (distinct-1, Li et al. 2016).
+
+    It is no mean over texts. The vector of an example is `[its share of the different words, its words]`, a word that
+    stands k times in the run being shared by its k places; over all examples the sums give the ratio exactly.
+    """
+
+    name = "distinct1"
     reducer = "ratio"
     _counts: Mapping[tuple[str, ...], int] = {}
 
@@ -44,36 +51,24 @@ class _Together(_Distinct, ABC):
         return math.fsum(vector[0] for vector in vectors) / total if total else math.nan
 
 
-class Distinct1(_Together):
-    """Different words out of all words of the run's texts together (distinct-1, Li et al. 2016).
-
-    It is no mean over texts. The vector of an example is `[its share of the different words, its words]`, a word that
-    stands k times in the run being shared by its k places; over all examples the sums give the ratio exactly.
-    """
-
-    name = "distinct1"
-
-
-class Distinct2(_Together):
+class Distinct2(Distinct1):
     """Different pairs of words out of all pairs of the run's texts together (distinct-2, Li et al. 2016)."""
 
     name = "distinct2"
     n = 2
 
 
-class _Alone(_Distinct, ABC):
+class Distinct1Text(_Distinct):
+    """Different words out of all words of one text; the mean over texts. Not defined for a text without words."""
+
+    name = "distinct1_text"
+
     def _vector(self, item: ScoreInput) -> Vector | None:
         grams = list(self._grams(text_of(item)))
         return [len(set(grams)) / len(grams)] if grams else None
 
 
-class Distinct1Text(_Alone):
-    """Different words out of all words of one text; the mean over texts. Not defined for a text without words."""
-
-    name = "distinct1_text"
-
-
-class Distinct2Text(_Alone):
+class Distinct2Text(Distinct1Text):
     """Different pairs of words out of all pairs of one text; the mean over texts. Not defined without a pair."""
 
     name = "distinct2_text"

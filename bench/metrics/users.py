@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from heapq import nsmallest
 
-from bench.keys import digest
+from bench.keys import text_digest
 from bench.metrics.base import ScoreInput
 from bench.metrics.copy_rate import words_of
 
@@ -24,7 +25,7 @@ class Past:
     item_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Others:
     """The users of a split, by what they wrote before."""
 
@@ -40,6 +41,16 @@ class Others:
                 found[user] = past
         return cls({user: found[user] for user in sorted(found)})
 
+    @cached_property
+    def _writers(self) -> dict[str, frozenset[str]]:
+        """Item -> the users who wrote about it."""
+        found: dict[str, set[str]] = {}
+        for user, pasts in self.by_user.items():
+            for past in pasts:
+                if past.item_id is not None:
+                    found.setdefault(past.item_id, set()).add(user)
+        return {item: frozenset(users) for item, users in found.items()}
+
     def rivals(self, item: ScoreInput, count: int, same_item: bool) -> list[str]:
         """At most `count` other users, chosen by a hash of example and user.
 
@@ -47,12 +58,12 @@ class Others:
         the text is not told from theirs by what they all write about.
         """
         about = item.example.item_id if item.example is not None else None
+        sharing = self._writers.get(about, frozenset()) if same_item and about is not None else frozenset()
 
         def place(user: str) -> tuple[bool, str]:
-            shares = about is not None and any(past.item_id == about for past in self.by_user[user])
-            return not (same_item and shares), digest([item.example_id, user])
+            return user not in sharing, text_digest(f"{item.example_id}\0{user}")
 
-        return sorted((user for user in self.by_user if user != item.user_id), key=place)[:count]
+        return nsmallest(count, (user for user in self.by_user if user != item.user_id), key=place)
 
 
 def own_past(item: ScoreInput) -> tuple[Past, ...]:
