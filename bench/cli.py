@@ -372,6 +372,19 @@ def score(
     rescore(runs, None if metrics is None else _names(metrics), overrides or [], force)
 
 
+@app.command(short_help="Score what users really wrote, as a row of the table.")
+def ceiling(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs: their datasets are taken.")] = RUNS,
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: those of the runs]")] = None,
+    overrides: _Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Score again what is already scored.")] = False,
+) -> None:
+    """Store the real texts of the runs' test examples as a run called reference, and score it; no model is asked."""
+    from bench.ceiling import ceiling as store
+
+    store(runs, None if metrics is None else _names(metrics), overrides or [], force)
+
+
 @app.command("export", short_help="Make a folder to share of what a run learned.")
 def export_(
     run_: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a complete run of a method that trains.")],

@@ -14,6 +14,8 @@ from bench.stored import row_title
 
 CEILING = "oracle"
 """The method that knows the truth behind a dataset, for runs whose manifest does not yet tell such methods."""
+REFERENCE = "reference"
+"""The row of the texts that users really wrote (see `bench.ceiling`); no method bears the name."""
 NO_ENGINE = "none"
 """Name of the engine of a method that asks no model; such a run has no engine, sampling or prompt to compare."""
 

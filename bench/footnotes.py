@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.cells import LEVEL, stage_totals
-from bench.comparison import Entry, differing, flatten, own_label, printable, settings, shown
+from bench.cells import LEVEL, number, stage_totals
+from bench.comparison import REFERENCE, Entry, differing, flatten, own_label, printable, settings, shown
 from bench.estimates import Estimates, Options
 
 
@@ -26,7 +26,9 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
         )
     told += _shape_notes(groups, options)
     told += _metric_notes(entries, groups, options)
-    if ceilings := [entry.label for entry in entries if entry.ceiling]:
+    if real := [entry.label for entry in entries if entry.method == REFERENCE]:
+        told.append(f"{', '.join(real)}: what the users really wrote, a ceiling, not ranked.")
+    if ceilings := [entry.label for entry in entries if entry.ceiling and entry.method != REFERENCE]:
         verb = "knows" if len(ceilings) == 1 else "know"
         told.append(f"{', '.join(ceilings)} {verb} how the data were made: a ceiling, not ranked.")
     if costs:
@@ -72,6 +74,7 @@ def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options
         told.append(f"Lower is better: {printable(', '.join(lower))}.")
     if neutral:
         told.append(f"Neither high nor low is better, not ranked: {printable(', '.join(neutral))}.")
+    told += _chance_notes(options)
     absent = [text for group in groups for text in _missing(group)]
     if absent:
         told.append(f"Values that are missing, counted and not averaged: {'; '.join(absent)}.")
@@ -80,6 +83,15 @@ def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options
         rows = ", ".join(unscored) or "all rows"
         told.append(f"Not fully scored: {rows}; python -m bench score does it.")
     return told
+
+
+def _chance_notes(options: Options) -> list[str]:
+    known = [
+        f"{printable(name)} {number(info.chance, info.reducer)}"
+        for name in options.metrics
+        if (info := options.infos[name]).chance is not None
+    ]
+    return [f"By chance, from a text that tells nothing of its user: {', '.join(known)}."] if known else []
 
 
 def _missing(group: Estimates) -> list[str]:

@@ -33,6 +33,8 @@ DEFAULT_METRICS = (
     "bleu",
     "bertscore",
     "trait_recovery",
+    "author_ngram_rank",
+    "style_distance",
     "copy_rate",
     "length_ratio",
 )

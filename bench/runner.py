@@ -382,7 +382,7 @@ def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force
 
     wanted = list(metrics) if force else missing_metrics(run, metrics)
     if wanted:
-        inputs = join(run.records, dataset.test, dataset.truth)
+        inputs = join(run.records, dataset.test, dataset.truth, dataset.population)
         write_scores(run, score(inputs, wanted, progress=sys.stderr.isatty()))
     return [metric.name for metric in wanted]
 

@@ -12,6 +12,7 @@ from bench.store import write_scores as store_scores
 from bench.types import LabeledSplit, Truth
 
 if TYPE_CHECKING:
+    from bench.data.population import Population
     from bench.metrics.base import Metric, ScoreInput
 
 Values = tuple[float, ...] | None
@@ -35,13 +36,20 @@ class Scores:
         return len(self.example_ids) - self.failed(metric)
 
 
-def join(records: Iterable[Mapping[str, Any]], split: LabeledSplit, truth: Truth | None = None) -> list[ScoreInput]:
+def join(
+    records: Iterable[Mapping[str, Any]],
+    split: LabeledSplit,
+    truth: Truth | None = None,
+    population: Population | None = None,
+) -> list[ScoreInput]:
     """Each record beside the text its user really wrote, in the order of the records.
 
+    With a `population` the inputs also see the world around them: the whole split, and peers.
     A record that holds an error has no prediction. Raises DataError for a record of an example that the split lacks.
     """
-    from bench.metrics.base import ScoreInput
+    from bench.metrics.base import ScoreInput, World
 
+    world = None if population is None else World(split, population)
     examples = {example.id: example for example in split.examples}
     inputs = []
     for record in records:
@@ -53,7 +61,8 @@ def join(records: Iterable[Mapping[str, Any]], split: LabeledSplit, truth: Truth
             )
         text = None if record.get("error") is not None else record.get("text")
         history = tuple(document.text for document in example.history)
-        inputs.append(ScoreInput(example.id, example.user_id, text, split.references[example.id], history, truth))
+        reference = split.references[example.id]
+        inputs.append(ScoreInput(example.id, example.user_id, text, reference, history, truth, world))
     return inputs
 
 
@@ -70,7 +79,8 @@ def score(inputs: Sequence[ScoreInput], metrics: Sequence[Metric], progress: boo
     for metric in metrics:
         with tqdm(total=len(inputs), desc=metric.name, unit="text", disable=not progress) as bar:
             vectors = metric.values(inputs, bar.update)
-        infos.append(MetricInfo(metric.name, metric.signature(), metric.higher_is_better, metric.reducer))
+        signature, chance = metric.signature(), metric.chance()
+        infos.append(MetricInfo(metric.name, signature, metric.higher_is_better, metric.reducer, chance))
         values[metric.name] = tuple(None if vector is None else tuple(vector) for vector in vectors)
     return Scores(tuple(item.example_id for item in inputs), tuple(infos), values)
 

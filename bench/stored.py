@@ -149,6 +149,8 @@ class MetricInfo:
     """None for a figure that has no good side (a length ratio)."""
     reducer: str = "mean"
     """Key of `bench.stats.REDUCERS`: how values of examples become one score."""
+    chance: float | None = None
+    """What a text that tells nothing of its user would score; None where that is not known."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ def made_up(rng: np.random.Generator, reducer: str, seeds: int, examples: int, m
     shape = (seeds, examples)
     if reducer == "mean":
         array = rng.normal(size=(*shape, 1))
+    elif reducer == "ratio":
+        array = np.stack([rng.random(shape), rng.integers(1, 9, size=shape) * 1.0], axis=-1)
     else:
         total = np.sort(rng.integers(0, 9, size=(*shape, 4)))[..., ::-1]
         correct = rng.integers(0, total + 1)

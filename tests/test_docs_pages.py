@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from amazon_world import meta_line, review_line, write_lines
 
+from bench import registry
 from bench.check import MEANINGS
 from bench.data.amazon_stages import ItemConfig
 from bench.data.spec import FilterConfig, SplitConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-PAGES = sorted([*DOCS.glob("adding-*.md"), DOCS / "your-own-data.md"])
+PAGES = sorted([*DOCS.glob("adding-*.md"), DOCS / "metrics.md", DOCS / "your-own-data.md"])
 
 SUBSTITUTIONS = {
     # All that is run otherwise than it is written: no weights, no network, a world of a dozen users.
@@ -134,6 +135,20 @@ def test_the_page_on_the_rest_gives_things_that_work(reader: Reader) -> None:
         assert "shouting" in table
     # Bob shouts once and the parrot never: Ann's text is 0 marks away, Bob's 1.
     assert "0.5" in said["python -m bench table --dataset kettles"]
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_the_page_on_metrics_ends_in_a_table_with_the_real_texts(reader: Reader) -> None:
+    reader.follow("metrics.md")
+    table = next(out for command, out in reader.said.items() if "bench table" in command)
+    assert re.findall(r"^(reference|nonperso|copy-last|mean-peer|rag) ", table, re.M)[4:5] == ["reference"]
+    assert "By chance, from a text that tells nothing of its user: author_ngram_rank" in " ".join(table.split())
+
+
+def test_the_page_on_metrics_names_every_metric() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    assert [name for name in registry.names("metric") if f"`{name}`" not in text] == []
 
 
 @pytest.mark.slow

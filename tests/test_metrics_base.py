@@ -24,6 +24,7 @@ from bench.metrics.length_ratio import LengthRatio
 from bench.metrics.meteor import Meteor, wordnet_version
 from bench.metrics.rouge import Rouge1, RougeL
 from bench.metrics.trait_recovery import TraitRecovery
+from bench.stats import REDUCERS
 
 FOLDER = Path(bench.metrics.__file__).parent
 PREDICTIONS = ["the cat sat on the mat", "", "a dog 😀"]
@@ -100,7 +101,7 @@ def test_evaluate_combines_metrics() -> None:
         assert own == {key: result[key] for key in own}
 
 
-@pytest.mark.parametrize("name", ["rouge", "bleu", "copy_rate", "length_ratio", "trait_recovery"])
+@pytest.mark.parametrize("name", ["rouge", "bleu", "copy_rate", "length_ratio", "trait_recovery", "distinct"])
 def test_evaluate_loads_the_files(name: str) -> None:
     module = evaluate.load(str(FOLDER / f"{name}.py"))
     result = module.compute(predictions=PREDICTIONS, references=REFERENCES)
@@ -136,7 +137,7 @@ def test_registered_metrics_describe_themselves() -> None:
         assert issubclass(cls, Metric)
         assert cls.name == name
         assert (cls.__doc__ or "").splitlines()[0].endswith(".")
-        assert cls.reducer in ("mean", "corpus_bleu")
+        assert cls.reducer in REDUCERS
         assert cls().applicable(True)
         assert cls().applicable(False) is not cls.needs_truth
 

@@ -156,7 +156,7 @@ def slow_bootstrap(
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), reducer=st.sampled_from(["mean", "corpus_bleu"]))
+@given(data=st.data(), reducer=st.sampled_from(["mean", "ratio", "corpus_bleu"]))
 def test_equals_a_slow_bootstrap(data: st.DataObject, reducer: str) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     n_users = data.draw(st.integers(2, 5))

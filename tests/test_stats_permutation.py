@@ -38,7 +38,7 @@ def slow_permutation(ours: Floats, theirs: Floats, users: np.ndarray, reducer: s
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), reducer=st.sampled_from(["mean", "corpus_bleu"]))
+@given(data=st.data(), reducer=st.sampled_from(["mean", "ratio", "corpus_bleu"]))
 def test_the_exact_test_equals_brute_force(data: st.DataObject, reducer: str) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     n_users = data.draw(st.integers(1, 5))

@@ -559,6 +559,15 @@ def test_rounding_never_shows_a_negative_zero() -> None:
     assert estimate_cell(Estimate(-0.01, -0.2, 0.0, 5, 0), "mean", sign=True).text == "-0.010 [-0.200, +0.000]"
 
 
+def test_what_chance_would_score_is_told_where_it_is_known(tmp_path: Path) -> None:
+    metrics = (METRICS[0], MetricInfo("author", "author|v1", True, "mean", 0.05))
+    for method in ("nonperso", "rag"):
+        make_run(tmp_path, method, metrics=metrics)
+    (note,) = [note for note in board(tmp_path).notes if "chance" in note]
+    assert note == "By chance, from a text that tells nothing of its user: author 0.050."
+    assert not [note for note in board(tmp_path, metrics=["rouge1"]).notes if "chance" in note]
+
+
 def test_unknown_format() -> None:
     with pytest.raises(UnknownName, match="did you mean 'markdown'"):
         render([], "markdwn")

@@ -11,23 +11,42 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import gettempdir
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import evaluate
 
 from bench.config import Config as BaseConfig
 from bench.errors import MissingPackage, UsageError
-from bench.types import Truth
+from bench.types import Example, LabeledSplit, Truth
+
+if TYPE_CHECKING:
+    from bench.data.population import Population
 
 logger = logging.getLogger(__name__)
 
 Vector = list[float]
 Advance = Callable[[int], object]
 """Told how many more examples are done."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What surrounds the texts of a split, for metrics that set a user against others."""
+
+    split: LabeledSplit
+    """All examples of the split, whether or not their texts are among those to judge."""
+    population: Population
+    """Who else wrote about the same item, and when."""
+
+    @cached_property
+    def examples(self) -> Mapping[str, Example]:
+        """Example id -> what was asked, for whom, when, and what the user wrote before."""
+        return {example.id: example for example in self.split.examples}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,13 @@ class ScoreInput:
     """Texts of the user's earlier documents."""
     truth: Truth | None = None
     """How the dataset's texts came to be, where it knows."""
+    world: World | None = field(default=None, compare=False, repr=False)
+    """The split and the other users; None where texts are judged outside a dataset."""
+
+    @property
+    def example(self) -> Example | None:
+        """The example that the text was written for; None outside a dataset."""
+        return self.world.examples.get(self.example_id) if self.world is not None else None
 
 
 class Metric(evaluate.Metric, ABC):  # type: ignore[misc]  # evaluate ships no types
@@ -72,6 +98,13 @@ class Metric(evaluate.Metric, ABC):  # type: ignore[misc]  # evaluate ships no t
     def preflight(self) -> None:
         """Makes sure that packages, weights and data are there. Raises UsageError with the command that helps."""
 
+    def observe(self, inputs: Sequence[ScoreInput]) -> None:
+        """Told all examples before any is judged, those without a text too: what a metric learns of their users."""
+
+    def chance(self) -> float | None:
+        """What a text that tells nothing of its user would score on the examples last observed; None if not known."""
+        return None
+
     def signature(self) -> str:
         """`name|option:value|...|library:version`: every option and version that can change the number."""
         return "|".join([self.name, *(f"{key}:{_plain(value)}" for key, value in self._signature_parts().items())])
@@ -85,6 +118,7 @@ class Metric(evaluate.Metric, ABC):  # type: ignore[misc]  # evaluate ships no t
         advance = advance or _ignore
         present = [index for index, item in enumerate(inputs) if item.prediction is not None]
         advance(len(inputs) - len(present))
+        self.observe(inputs)
         values: list[Vector | None] = [None] * len(inputs)
         problems = []
         for index, outcome in zip(present, self._outcomes([inputs[i] for i in present], advance), strict=True):

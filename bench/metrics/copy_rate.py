@@ -43,5 +43,10 @@ class CopyRate(Metric):
         return [sum(run in known for run in runs) / len(runs)]
 
     def _runs(self, text: str) -> Iterator[tuple[str, ...]]:
-        words = _WORD.findall(text.lower())
+        words = words_of(text)
         return zip(*(words[start:] for start in range(self.config.n)), strict=False)
+
+
+def words_of(text: str) -> list[str]:
+    """Runs of letters, digits and underscores, in lower case."""
+    return _WORD.findall(text.lower())

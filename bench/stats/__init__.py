@@ -1,9 +1,9 @@
 """Scores with error bars (a paired bootstrap over users), differences with a paired permutation test.
 
-The estimand of a method's score is the metric over all of its examples (a plain mean, or corpus BLEU from summed
-statistics), averaged over its seeds. Texts of one user resemble each other, so users, not examples, are drawn with
-replacement, and a drawn user brings all of their examples and seeds (a cluster bootstrap; Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapters 8 and 13; for paired tests of text systems: Koehn, Statistical
+The estimand of a method's score is the metric over all of its examples (a plain mean, or a ratio or corpus BLEU from
+summed statistics), averaged over its seeds. Texts of one user resemble each other, so users, not examples, are drawn
+with replacement, and a drawn user brings all of their examples and seeds (a cluster bootstrap; Efron and Tibshirani,
+An Introduction to the Bootstrap, 1993, chapters 8 and 13; for paired tests of text systems: Koehn, Statistical
 significance tests for machine translation evaluation, EMNLP 2004). All methods share the same draws, so an interval of
 a difference profits from what the methods have in common. Percentiles are taken wider for few users (`tail_of`). In
 simulations with unequal clusters the intervals cover 94 to 95 % at 10 to 100 users where noise is normal; where it is
@@ -24,7 +24,7 @@ from bench.stats.bootstrap import LEVEL, Estimate, Scored, paired_bootstrap
 from bench.stats.draws import DEFAULT_RESAMPLES, bootstrap_weights, swap_blocks, weight_blocks
 from bench.stats.paired import SeedSpread, Wins, count_wins, detectable, mean_error, seed_spread
 from bench.stats.permutation import holm, paired_permutation
-from bench.stats.reducers import DIMENSIONS, REDUCERS, Floats, Reducer, corpus_bleu, mean
+from bench.stats.reducers import DIMENSIONS, REDUCERS, Floats, Reducer, corpus_bleu, mean, ratio
 
 __all__ = [
     "DEFAULT_RESAMPLES",
@@ -46,6 +46,7 @@ __all__ = [
     "mean_error",
     "paired_bootstrap",
     "paired_permutation",
+    "ratio",
     "seed_spread",
     "swap_blocks",
     "weight_blocks",

@@ -1,4 +1,4 @@
-"""From summed statistics to a score: a plain mean, or corpus BLEU."""
+"""From summed statistics to a score: a plain mean, a ratio of sums, or corpus BLEU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def mean(sums: Floats, counts: Floats) -> Floats:
     """`sums` (..., 1) over `counts` (...); NaN where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(counts > 0, sums[..., 0] / counts, np.nan)
+
+
+def ratio(sums: Floats, counts: Floats) -> Floats:
+    """The first of `sums` (..., 2) over the second; NaN where that is zero or nothing was counted."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((counts > 0) & (sums[..., 1] > 0), sums[..., 0] / sums[..., 1], np.nan)
 
 
 def corpus_bleu(sums: Floats, counts: Floats) -> Floats:
@@ -35,7 +41,7 @@ def corpus_bleu(sums: Floats, counts: Floats) -> Floats:
     return np.where(counts > 0, np.where(defined, score, 0.0), np.nan)
 
 
-REDUCERS: dict[str, Reducer] = {"mean": mean, "corpus_bleu": corpus_bleu}
+REDUCERS: dict[str, Reducer] = {"mean": mean, "ratio": ratio, "corpus_bleu": corpus_bleu}
 """Name -> function of `sums` (..., d) and `counts` (...) that gives a score (...)."""
-DIMENSIONS: dict[str, int] = {"mean": 1, "corpus_bleu": 10}
+DIMENSIONS: dict[str, int] = {"mean": 1, "ratio": 2, "corpus_bleu": 10}
 """Numbers that an example contributes to a reducer."""
