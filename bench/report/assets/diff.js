@@ -1,0 +1,46 @@
+// Which words of a text stand in another one too, in the same order: a longest common subsequence of words.
+
+const LARGEST = 4e6;
+const tokens = (text) => text.match(/\s+|[\p{L}\p{N}_'’]+|[^\s\p{L}\p{N}_]/gu) || [];
+const isWord = (token) => !/^\s/.test(token);
+
+// For each token of `text`: true if it is matched, false if not, null for white space. null if the texts are too long.
+function matched(text, base) {
+  const own = tokens(text);
+  const places = own.map((token, i) => (isWord(token) ? i : -1)).filter((i) => i >= 0);
+  const a = places.map((i) => own[i].toLowerCase());
+  const b = tokens(base).filter(isWord).map((token) => token.toLowerCase());
+  if (a.length * b.length > LARGEST) return null;
+  const width = b.length + 1;
+  const best = new Uint16Array((a.length + 1) * width);
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      best[i * width + j] = a[i] === b[j] ? best[(i + 1) * width + j + 1] + 1 : Math.max(best[(i + 1) * width + j], best[i * width + j + 1]);
+    }
+  }
+  const found = own.map((token) => (isWord(token) ? false : null));
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    if (a[i] === b[j]) { found[places[i]] = true; i++; j++; }
+    else if (best[(i + 1) * width + j] >= best[i * width + j + 1]) i++;
+    else j++;
+  }
+  return { own, found };
+}
+
+// The text with words marked: those that differ, or those in common. White space between two marked words is marked too.
+function markedText(text, base, how) {
+  const result = how === "none" || base === null || base === text ? null : matched(text, base);
+  if (!result) return [text];
+  const wanted = how === "common";
+  const { own, found } = result;
+  const flags = found.map((flag, i) => (flag === null ? found[i - 1] === wanted && found[i + 1] === wanted && i > 0 : flag === wanted));
+  const parts = [];
+  for (let i = 0; i < own.length;) {
+    let end = i;
+    while (end < own.length && flags[end] === flags[i]) end++;
+    const piece = own.slice(i, end).join("");
+    parts.push(flags[i] ? h("mark", { class: wanted ? "common" : "differs" }, piece) : piece);
+    i = end;
+  }
+  return parts;
+}
