@@ -118,9 +118,7 @@ def _board(
     entries = sorted(make_entries(runs), key=lambda entry: order.index(entry.label))
     options = make_options(entries, metrics, None, resamples, 0)
     axis = example_axis(entries)
-    board = Board(
-        name, title, tuple(entries), {m: options.infos[m] for m in options.metrics}, axis, table, others={}
-    )
+    board = Board(name, title, tuple(entries), {m: options.infos[m] for m in options.metrics}, axis, table, others={})
     chosen = _offered(board, baselines, resamples)
     others = {label: made(label) for label in chosen if label != board.baseline}
     return Board(board.id, title, board.entries, board.infos, axis, table, others)
@@ -162,9 +160,7 @@ def _unique(name: str, taken: set[str]) -> str:
 def table_json(board: Board) -> dict[str, Any]:
     """Columns and rows of the scores, as the table has them: texts for people beside raw values."""
     section = board.scores
-    columns = [
-        {"key": c.key, "title": c.title, "kind": c.kind, "better": c.higher_is_better} for c in section.columns
-    ]
+    columns = [{"key": c.key, "title": c.title, "kind": c.kind, "better": c.higher_is_better} for c in section.columns]
     rows = [
         {
             "label": entry.label,

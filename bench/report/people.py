@@ -78,6 +78,11 @@ def text_values(values: Floats, info: MetricInfo) -> Floats:
     return found
 
 
+def user_means(values: Floats, users: NDArray[np.intp]) -> Floats:
+    """(users,): mean of each user's examples that have a value under every seed, NaN where there is none."""
+    return _by_user(values, ~np.isnan(values).any(axis=(0, 2)), users)
+
+
 def _by_user(values: Floats, keep: NDArray[np.bool_], users: NDArray[np.intp]) -> Floats:
     """(users,): means over seeds and the examples that `keep`, NaN where none does."""
     count = int(users.max()) + 1

@@ -1,6 +1,6 @@
 // Charts drawn with Observable Plot: quality against cost, differences as a forest, training curves.
 
-const width = () => Math.max(280, Math.min(byId("view").clientWidth - 2, 1080));
+const width = () => Math.max(280, Math.min(byId("view").clientWidth - 2, 1200));
 const narrow = () => innerWidth < 700;
 
 function plot(Plot, options) {
@@ -32,7 +32,7 @@ async function costView(board, query) {
   const kind = (p) => (p.ceiling ? "ceiling" : p.front ? "front" : "other");
   const line = known.filter((p) => p.front).sort((a, b) => a.x - b.x);
   const drawing = known.length ? plot(Plot, {
-    width: width(), height: narrow() ? 380 : 480, marginLeft: 52, marginRight: narrow() ? 16 : 40, marginTop: 26, marginBottom: 44, insetLeft: 24, insetRight: narrow() ? 60 : 110, insetTop: 14, insetBottom: 14,
+    width: width(), height: narrow() ? 380 : 520, marginLeft: 52, marginRight: narrow() ? 16 : 40, marginTop: 26, marginBottom: 44, insetLeft: 24, insetRight: narrow() ? 60 : 110, insetTop: 14, insetBottom: 14,
     x: { type, label: `${cost.title}${type === "log" ? " (log)" : ""} →`, grid: true, ticks: narrow() ? 4 : 8, tickFormat: (d) => compact(d), labelAnchor: "right" },
     y: { label: `${metric.name}${arrowOf(metric)}`, grid: true, labelAnchor: "top", reverse: metric.better === false },
     marks: [
@@ -69,9 +69,10 @@ function labels(svg, points) {
   const [x, y] = [svg.scale("x"), svg.scale("y")];
   const taken = points.map((p) => box(x.apply(p.x) - 6, y.apply(p.value) - 6, 12, 12));
   const [w, hgt] = [Number(svg.getAttribute("width")), Number(svg.getAttribute("height"))];
-  const layer = h("g", { class: "names", fill: "currentColor", "font-size": 11.5, "aria-hidden": "true" });
+  const layer = h("g", { class: "names", fill: "currentColor", "font-size": 11.5, "text-anchor": "start", "aria-hidden": "true" });
   const order = [...points].sort((a, b) => b.front - a.front || a.x - b.x);
   for (const p of order) {
+    if (narrow() && !p.front && points.length > 8) continue;
     const [px, py] = [x.apply(p.x), y.apply(p.value)];
     const text = p.label.length > 26 ? `${p.label.slice(0, 25)}…` : p.label;
     const size = text.length * 6.1 + 4;

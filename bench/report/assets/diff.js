@@ -2,9 +2,9 @@
 
 const LARGEST = 4e6;
 const tokens = (text) => text.match(/\s+|[\p{L}\p{N}_'’]+|[^\s\p{L}\p{N}_]/gu) || [];
-const isWord = (token) => !/^\s/.test(token);
+const isWord = (token) => /^[\p{L}\p{N}_]/u.test(token);
 
-// For each token of `text`: true if it is matched, false if not, null for white space. null if the texts are too long.
+// For each token of `text`: true if it is matched, false if not, null for what is no word. null if the texts are too long.
 function matched(text, base) {
   const own = tokens(text);
   const places = own.map((token, i) => (isWord(token) ? i : -1)).filter((i) => i >= 0);
@@ -27,19 +27,26 @@ function matched(text, base) {
   return { own, found };
 }
 
-// The text with words marked: those that differ, or those in common. White space between two marked words is marked too.
+// The text with words marked: those that differ, or those in common. What stands between two marked words is marked too;
+// a short word that is in common alone is not: every two texts share an "of".
 function markedText(text, base, how) {
   const result = how === "none" || base === null || base === text ? null : matched(text, base);
   if (!result) return [text];
   const wanted = how === "common";
   const { own, found } = result;
-  const flags = found.map((flag, i) => (flag === null ? found[i - 1] === wanted && found[i + 1] === wanted && i > 0 : flag === wanted));
+  const flags = found.map((flag) => flag === wanted);
+  for (let i = 0, last = -1; i < own.length; i++) {
+    if (found[i] === null) continue;
+    if (last >= 0 && flags[last] && flags[i]) flags.fill(true, last, i);
+    last = i;
+  }
   const parts = [];
   for (let i = 0; i < own.length;) {
     let end = i;
     while (end < own.length && flags[end] === flags[i]) end++;
     const piece = own.slice(i, end).join("");
-    parts.push(flags[i] ? h("mark", { class: wanted ? "common" : "differs" }, piece) : piece);
+    const telling = !wanted || /\s/.test(piece) || piece.length > 3;
+    parts.push(flags[i] && telling ? h("mark", { class: wanted ? "common" : "differs" }, piece) : piece);
     i = end;
   }
   return parts;

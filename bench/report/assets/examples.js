@@ -10,7 +10,8 @@ async function examplesView(board, query) {
   const detail = h("article", { class: "example" });
   const view = h("div", { class: `browser${query.get("example") !== null ? " open" : ""}` }, listOf(board, index, query, order, chosen), detail);
   if (query.get("example") !== null && chosen < 0) {
-    detail.append(h("p", { class: "problem", role: "alert" }, `There is no example ${query.get("example")} here.`));
+    detail.append(h("p", { class: "problem", role: "alert" }, `There is no example ${query.get("example")} here.`),
+      h("p", {}, h("a", { href: address(board.id, "examples", { ...Object.fromEntries(query), example: null }) }, "All examples")));
   } else {
     const number = chosen < 0 ? order.places[0] : chosen;
     if (number === undefined) detail.append(h("p", {}, "There is no example."));
@@ -148,7 +149,7 @@ function textCard(board, row, text, seed, base, how, piece, isBase) {
     h("h4", {}, row.label, row.ceiling ? h("span", { class: "tag" }, "ceiling") : null, isBase ? h("span", { class: "tag" }, "compared with") : null,
       row.seeds.includes(seed) ? null : h("span", { class: "tag" }, `seed ${row.seeds[0]}`)),
     body,
-    h("footer", {}, h("span", {}, scores.map(([name, value]) => h("span", { class: "score" }, `${name} `, h("b", {}, figureText(value, 3))))),
+    h("footer", {}, h("span", { class: "scores" }, scores.map(([name, value]) => h("span", { class: "score" }, `${name} `, h("b", {}, figureText(value, 3))))),
       tail ? h("span", { class: "soft" }, tail) : null, text ? promptOf(board, row, text, piece) : null));
 }
 

@@ -1,6 +1,6 @@
 // The table: sorts, filters, and tells of every cell where it comes from.
 
-const MODES = [["scores", "Scores"], ["differences", "Differences"], ["wins", "Won/tied/lost"], ["detectable", "Detectable"]];
+const MODES = [["scores", "Scores"], ["differences", "Differences"], ["wins", "Wins"], ["detectable", "Detectable"]];
 const SIGNS = { up: ["▲", "better than the baseline, p < "], down: ["▼", "worse than the baseline, p < "] };
 
 async function against(board, baseline) {
@@ -59,6 +59,7 @@ function bodyCell(board, row, column, mode, difference, scale) {
   const { cell, text, mark } = cellOf(row, column, mode, difference);
   const interval = cell && cell.low !== null && cell.low !== undefined && (mode === "scores" || mode === "differences");
   const [head, rest] = interval ? [text.split(" ")[0], text.slice(text.indexOf(" ") + 1)] : [text, ""];
+  const [span, more] = rest.includes("] ") ? [rest.slice(0, rest.indexOf("] ") + 1), rest.slice(rest.indexOf("] ") + 2)] : [rest, ""];
   const direction = mode === "scores" && column.kind === "metric" ? sign(row, column, difference) : null;
   const marks = { best: "best", second: "second", clear: "clear" };
   const words = [mark === "best" ? "best" : null, mark === "second" ? "second" : null,
@@ -67,8 +68,8 @@ function bodyCell(board, row, column, mode, difference, scale) {
     h("span", { class: `value ${marks[mark] || ""}` }, head),
     direction ? h("span", { class: `sign ${direction}`, "aria-hidden": "true" }, SIGNS[direction][0]) : null,
     words ? h("span", { class: "unseen" }, ` (${words}) `) : null,
-    rest ? h("span", { class: "rest" }, rest) : null,
-    interval && scale ? whisker(cell, scale, mode === "differences") : null,
+    span ? h("span", { class: "rest" }, span) : null,
+    interval && scale ? h("span", { class: "under" }, more || null, whisker(cell, scale, mode === "differences")) : more || null,
   ];
   return h("td", {}, h("button", {
     type: "button", class: "cell", tabindex: "-1", "aria-haspopup": "dialog",

@@ -78,7 +78,6 @@ function navigation(board, view) {
 
 // -- theme ------------------------------------------------------------------------------------------------------------
 
-const THEMES = ["auto", "light", "dark"];
 
 function themes() {
   const button = byId("theme");
@@ -86,12 +85,14 @@ function themes() {
   const apply = (theme) => {
     if (theme === "auto") document.documentElement.removeAttribute("data-theme");
     else document.documentElement.dataset.theme = theme;
-    button.textContent = `Theme: ${theme}`;
+    button.textContent = `◐ ${theme}`;
+    button.setAttribute("aria-label", `Theme: ${theme}. Change it`);
   };
-  let theme = THEMES.includes(stored()) ? stored() : "auto";
+  const order = matchMedia("(prefers-color-scheme: dark)").matches ? ["auto", "light", "dark"] : ["auto", "dark", "light"];
+  let theme = order.includes(stored()) ? stored() : "auto";
   apply(theme);
   button.addEventListener("click", () => {
-    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    theme = order[(order.indexOf(theme) + 1) % order.length];
     try { localStorage.setItem("dep-bench-theme", theme); } catch { /* a page from disk may not be allowed to keep anything */ }
     apply(theme);
     say(`theme: ${theme}`);
