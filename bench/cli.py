@@ -449,7 +449,7 @@ def report_(
         bool, typer.Option("--figures", help="Also the plots as PNG and SVG, and the tables as LaTeX.")
     ] = False,
 ) -> None:
-    """Write a page that opens from disk: leaderboard, costs, users, examples, training, and the origin of each number."""
+    """Write a page that opens from disk: leaderboard, costs, users, examples, training, origin of each number."""
     from bench.report import report
 
     made = report(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from bench.ablation import method_class
 from bench.comparison import Entry
 from bench.config import build
+from bench.engines.base import Engine
 from bench.engines.fake import FakeConfig, FakeEngine
 from bench.errors import UsageError, first_line
 from bench.keys import text_digest
 from bench.meter import Meter
 from bench.method import Context, Method
+from bench.reopen import config_of
 from bench.report.boards import Board
 from bench.report.texts import Asked
 from bench.stages import StageCache, request_key
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
 Prompt = list[list[str]]
 """[role, content] of each message, soft slots as ⟦name⟧."""
 
+_LOCAL = "hf"
+"""The engine that counts tokens without loading weights or asking a server."""
 OTHERWISE = (
     "The prompt cannot be written again as it was: what is written without weights has another hash. The method "
-    "retrieves by an encoder, learned something that stands in the prompt, or cut the prompt by the model's tokenizer."
+    "retrieves by an encoder, takes other users' texts in an order of its own, or cut the prompt by a tokenizer that "
+    "is not on this machine."
 )
 
 
@@ -86,7 +92,7 @@ def _readable(messages: Sequence[Message]) -> Prompt:
 
 
 def _context(run: StoredRun, method: Method, dataset: Dataset) -> Context:
-    """What the method sees, without weights: tokens are estimated, which matters for prompts over the budget alone."""
+    """What the method sees, without weights."""
     description = run.description
     encoder = None
     if method.wants_encoder():
@@ -96,7 +102,7 @@ def _context(run: StoredRun, method: Method, dataset: Dataset) -> Context:
     return Context(
         task=dataset.task,
         population=dataset.population,
-        engine=FakeEngine(config=FakeConfig()),
+        engine=_engine(run),
         seed=description["seed"],
         sampling=Sampling(**description["sampling"]),
         max_prompt_tokens=description["prompt"]["max_prompt_tokens"],
@@ -105,6 +111,31 @@ def _context(run: StoredRun, method: Method, dataset: Dataset) -> Context:
         truth=dataset.truth if Capability.TRUTH in method.needs else None,
         stage_runner=_stored_stages(run),
     )
+
+
+def _engine(run: StoredRun) -> Engine:
+    """Counts tokens as the run did, if its model's tokenizer is on this machine; else they are estimated, which matters
+    for prompts over the budget alone."""
+    try:
+        config = config_of(run)
+        counting = _counting(config.model) if config.engine == _LOCAL else None
+    except UsageError:
+        counting = None
+    return counting or FakeEngine(config=FakeConfig())
+
+
+@lru_cache(maxsize=4)
+def _counting(model: str) -> Engine | None:
+    """An engine that can count tokens, its tokenizer loaded once for all runs; None where that is not to be had."""
+    from bench import registry, weights
+
+    source = weights.resolve(model, "llm")
+    if not source.fetched:
+        return None
+    cls = registry.load("engine", _LOCAL)
+    engine: Engine = cls(source, cls.Config())
+    engine.count_tokens([Message("user", "words")])
+    return engine
 
 
 def _stored_stages(run: StoredRun) -> Callable[[Sequence[Request], str], list[Generation]]:

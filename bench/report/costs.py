@@ -104,12 +104,18 @@ def front(board: Board, metric: str, cost: Cost) -> list[str]:
         price, score = cost.values[entry.label], _number(cells[entry.label][metric])
         if price is not None and score is not None and not entry.ceiling:
             points[entry.label] = (price, -score if better else score)
-    kept = [
-        label
-        for label, (price, loss) in points.items()
-        if not any(p <= price and x <= loss and (p, x) != (price, loss) for p, x in points.values())
-    ]
-    return sorted(kept, key=lambda label: points[label])
+    return pareto(points)
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that no other beats: is as small in both and smaller in one; smallest first."""
+    kept: list[str] = []
+    last: tuple[float, float] | None = None
+    for name in sorted(points, key=lambda one: (points[one], one)):
+        if last is None or points[name][1] < last[1] or points[name] == last:
+            kept.append(name)
+            last = points[name]
+    return kept
 
 
 def costs_json(board: Board) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ function labels(svg, points) {
   const [x, y] = [svg.scale("x"), svg.scale("y")];
   const taken = points.map((p) => box(x.apply(p.x) - 6, y.apply(p.value) - 6, 12, 12));
   const [w, hgt] = [Number(svg.getAttribute("width")), Number(svg.getAttribute("height"))];
-  const layer = h("g", { class: "names", fill: "currentColor", "font-size": 11.5, "text-anchor": "start", "aria-hidden": "true" });
+  const layer = h("g", { class: "names", fill: "currentColor", "font-size": 11.5, "text-anchor": "start", stroke: "var(--paper)", "stroke-width": 3, "paint-order": "stroke", "aria-hidden": "true" });
   const order = [...points].sort((a, b) => b.front - a.front || a.x - b.x);
   for (const p of order) {
     if (narrow() && !p.front && points.length > 8) continue;

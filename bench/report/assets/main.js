@@ -74,6 +74,8 @@ function navigation(board, view) {
     : h("span", { class: "field" }, board.title));
   byId("tabs").replaceChildren(...Object.entries(VIEWS).filter(([, [, , fits]]) => fits(board)).map(([key, [title]]) =>
     h("a", { href: address(board.id, key), "aria-current": key === view ? "page" : null }, title)));
+  const tabs = byId("tabs"), current = tabs.querySelector("[aria-current]");
+  tabs.scrollLeft = current.offsetLeft - (tabs.clientWidth - current.offsetWidth) / 2;
 }
 
 // -- theme ------------------------------------------------------------------------------------------------------------
