@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cli_world import DAY, START, item_rows, review_rows, write_world
 from fabricate import make_run, make_store
 
@@ -23,7 +24,7 @@ HOSTILE = (
     "</script><script>window.hurt=3</script>",
     "line\u2028and paragraph\u2029separators",
     "</style><svg onload=window.hurt=4>",
-    "{{nonce}} &lt;b&gt; &amp; \ud83d\ude00 \u202eturned",
+    "{{nonce}} &lt;b&gt; &amp; \U0001f600 \u202eturned \ud800 alone",
     "]]> --> <!-- `${window.hurt=5}`",
 )
 RESAMPLES = 200
@@ -59,6 +60,9 @@ def fitted(out: Path, seed: int = 0, **options: Any) -> StoredRun:
     fit = {"seconds": 12.0, "key": key, "best_epoch": 2, "rows": 8}
     run = make_run(out, "dep", level=0.3, seed=seed, fit=fit, **options)
     assert run is not None
+    plan = json.loads((run.path / "plan.json").read_text())
+    about = {"config": {"methods": ["dep"], "dataset": "gone.toml"}}
+    (run.path / "plan.json").write_text(json.dumps({**plan, "about": about}))
     folder = run.path.parent / f"fit-{digest(key)}"
     folder.mkdir(exist_ok=True)
     (folder / FIT_FILE).write_text(json.dumps(fit))
@@ -95,10 +99,9 @@ def hostile_runs(folder: Path) -> Path:
     out = folder / "runs"
     command = ["run", "--engine", "fake", "--dataset", str(spec), "--metrics", "rouge1,length_ratio", "--out", str(out)]
     for more in (["--methods", "nonperso", "--seeds", "0,1"], ["--methods", "rag,copy-last"]):
-        try:
+        with pytest.raises(SystemExit) as done:
             main([*command, *more])
-        except SystemExit as done:
-            assert done.code == 0
+        assert done.value.code == 0
     for run in find_runs(out).runs:
         if run.method == "rag":
             names = [record["example_id"] for record in run.records]

@@ -105,7 +105,6 @@ function headCell(column, sort, board, query) {
       onclick: () => {
         change({ sort: next ? `${column.key}.${next}` : null });
         say(next ? `sorted by ${column.title}, ${next === "down" ? "largest" : "smallest"} first` : "in the table's own order");
-        document.querySelector(`button.sort[data-key="${CSS.escape(column.key)}"]`)?.focus();
       } },
     `${column.title}${arrow}`, column.better === null ? null : h("span", { class: "unseen" }, column.better ? " (higher is better)" : " (lower is better)"),
     h("span", { class: "arrow", "aria-hidden": "true" }, SORTS[state])));

@@ -56,7 +56,7 @@ async function show() {
 // Whoever used a control finds it focused again after the page is drawn anew.
 function refocus(main) {
   const active = document.activeElement;
-  if (!main.contains(active) || !active.matches("select, input, summary")) return () => {};
+  if (!main.contains(active) || !active.matches("select, input, summary, button.sort")) return () => {};
   const same = () => [...main.querySelectorAll(active.tagName)];
   const index = same().indexOf(active);
   const open = [...main.querySelectorAll("details.menu")].map((one) => one.open);
