@@ -422,7 +422,7 @@ def test_the_policy_stops_a_script_that_would_be_put_in(hostile: Page) -> None:
         "const s = document.createElement('script'); s.append('window.hurt=9'); document.body.append(s)",
         "const i = document.createElement('img'); i.setAttribute('onerror', 'window.hurt=9'); i.src = 'x'",
         "document.body.innerHTML = '<img src=x onerror=window.hurt=9>'",
-        "const s = document.createElement('script'); s.src = 'data:text/javascript,window.hurt=9'; document.body.append(s)",
+        "const s = document.createElement('script'); s.src = 'data:,window.hurt=9'; document.body.append(s)",
     )
     for attempt in attempts:
         hostile.run(f"try {{ {attempt} }} catch {{}}")
