@@ -416,6 +416,7 @@ def test_a_dataset_that_is_gone_is_told_and_the_rest_is_shown(store: Path, tmp_p
     site = site_of(store, tmp_path / "site")
     (board,) = read("main", site)["boards"]
     assert "does not say which dataset it came from" in board["examples"]["unknown"]
+    assert str(tmp_path) not in "".join(path.read_text() for path in (site / "data").glob("*.js"))
     (piece,) = [read(f"world-texts-{i}", site) for i in range(board["examples"]["pieces"])]
     assert piece[0]["reference"] is None
     assert piece[0]["fields"] == []

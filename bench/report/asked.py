@@ -11,13 +11,13 @@ from bench.comparison import Entry
 from bench.config import build
 from bench.engines.base import Engine
 from bench.engines.fake import FakeConfig, FakeEngine
-from bench.errors import UsageError, first_line
+from bench.errors import UsageError
 from bench.keys import text_digest
 from bench.meter import Meter
 from bench.method import Context, Method
 from bench.reopen import config_of
 from bench.report.boards import Board
-from bench.report.texts import Asked
+from bench.report.texts import Asked, without_folders
 from bench.stages import StageCache, request_key
 from bench.store import StoredRun
 from bench.types import Capability, Generation, Message, Request, Sampling, readable_slots
@@ -59,7 +59,7 @@ def _row(entry: Entry, known: Asked, examples: Sequence[str], found: dict[str, P
         try:
             reason = _run(run, known.dataset, known, examples, found) or reason
         except Exception as error:  # a plug-in's method may fail in any way; the page is worth more than a prompt
-            reason = f"The prompt cannot be written again: {first_line(error)}"
+            reason = f"The prompt cannot be written again: {without_folders(error)}"
     return reason
 
 

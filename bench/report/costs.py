@@ -45,11 +45,8 @@ def costs(board: Board) -> list[Cost]:
             continue
         title = _TITLES.get(column.key, column.title)
         found.append(Cost(column.key, title, {label: _number(row[column.key]) for label, row in cells.items()}))
-    return [
-        _trained(cost, board) if cost.key == "training_seconds" else cost
-        for cost in found
-        if len({value for value in cost.values.values() if value is not None}) > 1
-    ]
+    found = [_trained(cost, board) if cost.key == "training_seconds" else cost for cost in found]
+    return [cost for cost in found if len({value for value in cost.values.values() if value is not None}) > 1]
 
 
 _TITLES = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import UsageError
+from bench.errors import UsageError, first_line
 from bench.estimates import values_of
 from bench.plan import dataset_of
 from bench.reopen import check_dataset, config_of
@@ -43,8 +44,13 @@ def asked(board: Board) -> Asked:
             check_dataset(entry.runs[0], dataset)
             return Asked(dataset)
         except UsageError as error:
-            reason = reason or str(error)
+            reason = reason or without_folders(error)
     return Asked(None, reason)
+
+
+def without_folders(error: Exception) -> str:
+    """The first line of what went wrong, of paths only their last parts: the page is not to name a machine."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/]+/)+(?=[^\s/])", "", first_line(error))
 
 
 def pieces(board: Board, known: Asked) -> Iterator[list[dict[str, Any]]]:

@@ -182,6 +182,7 @@ def _examples(board: Board, known: Asked, data: _Data, prompt_examples: int) -> 
     shown = list(board.axis.examples)[:prompt_examples]
     written, reasons = prompts(board, known, shown)
     count = 0
+    prompted: list[int] = []
     for number, piece in enumerate(pieces(board, known)):
         count = number + 1
         data.write(f"{board.id}-texts-{number}", piece)
@@ -190,12 +191,15 @@ def _examples(board: Board, known: Asked, data: _Data, prompt_examples: int) -> 
             for key, value in entry.items():
                 index[key].append(value)
         hashes = {t["prompt"] for example in piece for texts in example["texts"] for t in texts if t is not None}
-        data.write(f"{board.id}-prompts-{number}", {h: written[h] for h in sorted(hashes & written.keys())})
+        if here := {h: written[h] for h in sorted(hashes & written.keys())}:
+            data.write(f"{board.id}-prompts-{number}", here)
+            prompted.append(number)
     data.write(f"{board.id}-examples", index)
     return {
         "count": len(board.axis.examples),
         "pieces": count,
         "prompted": len(shown),
+        "prompt_pieces": prompted,
         "no_prompt": reasons,
         "unknown": known.reason,
     }

@@ -157,7 +157,7 @@ function promptOf(board, row, text, piece) {
   const body = h("div", {});
   const details = h("details", { class: "prompt", ontoggle: async () => {
     if (!details.open || body.childNodes.length) return;
-    const found = text.prompt ? (await load(`${board.id}-prompts-${piece}`))[text.prompt] : null;
+    const found = text.prompt && board.examples.prompt_pieces.includes(piece) ? (await load(`${board.id}-prompts-${piece}`))[text.prompt] : null;
     const reason = board.examples.no_prompt[board.rows.indexOf(row)];
     const why = board.examples.prompted < board.examples.count ? `Prompts were written again for the first ${board.examples.prompted} examples; report --prompts takes another number.` : null;
     body.replaceChildren(...(found
