@@ -466,6 +466,39 @@ def compare(
     typer.echo(report(found, "json" if as_json else format_.value), nl=False)
 
 
+@app.command("report", short_help="Make a page to look at of stored runs.")
+def report_(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write; new, empty, or an earlier report.")],
+    metrics: Annotated[str | None, typer.Option(help="Comma-separated. [default: all]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only this dataset.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method or row to compare with at first.")] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Rows to choose from as baseline; comma-separated. [default: all, if quick]")
+    ] = None,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Show rows that are not comparable, with footnotes.")] = False,
+    prompts: Annotated[int, typer.Option(min=0, help="Examples whose prompts are written again.")] = 50,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also the plots as PNG and SVG, and the tables as LaTeX.")
+    ] = False,
+) -> None:
+    """Write a page that opens from disk: leaderboard, costs, users, examples, training, origin of each number."""
+    from bench.report import report
+
+    made = report(
+        runs,
+        out,
+        dataset=dataset,
+        metrics=None if metrics is None else _names(metrics),
+        baseline=baseline,
+        baselines=_names(baselines or ""),
+        mixed=mixed,
+        prompt_examples=prompts,
+        figures=figures,
+    )
+    typer.echo(made)
+
+
 @app.command(short_help="Look inside a fitted method, from a stored run.")
 def diagnose(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as RUNS/planted/dep/KEY.")],

@@ -310,7 +310,7 @@ def _objects(table: Table) -> list[dict[str, Any]]:
         for row in section.rows:
             cells = {column.key: cell for column, cell in zip(section.columns, row.cells, strict=True)}
             key = (section.group, cells["method"].value)
-            metrics = {c.key: _raw(cells[c.key]) for c in section.columns if c.kind == "metric"}
+            metrics = {c.key: raw_cell(cells[c.key]) for c in section.columns if c.kind == "metric"}
             if section.repeats:
                 continue
             if section.costs:
@@ -345,7 +345,8 @@ def _tested(cell: Cell) -> dict[str, Any]:
     return {"p": cell.p, "p_holm": cell.p_holm, "wins": wins, "detectable": cell.detectable}
 
 
-def _raw(cell: Cell) -> dict[str, Any]:
+def raw_cell(cell: Cell) -> dict[str, Any]:
+    """What machines read of a cell with an estimate."""
     raw = {"value": cell.value, "low": cell.low, "high": cell.high, "users": cell.users, "missing": cell.missing}
     return {**raw, "mark": cell.mark.value or None}
 

@@ -23,7 +23,7 @@ from bench.data.spec import FilterConfig, SplitConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-PAGES = sorted([*DOCS.glob("adding-*.md"), DOCS / "metrics.md", DOCS / "your-own-data.md"])
+PAGES = sorted([*DOCS.glob("adding-*.md"), *(DOCS / f"{name}.md" for name in ("metrics", "report", "your-own-data"))])
 
 SUBSTITUTIONS = {
     # All that is run otherwise than it is written: no weights, no network, a world of a dozen users.
@@ -164,6 +164,17 @@ def test_the_page_on_papers_gives_tables(reader: Reader, monkeypatch: pytest.Mon
     assert "Books, ours on planted" in dpl
     assert "ours: the published settings" in published
     assert "Books (amazon-books): left out" in " ".join(published.split())  # no network in tests
+
+
+@pytest.mark.slow
+def test_the_page_on_reports_gives_one(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(SUBSTITUTIONS, "python -m pip install 'dep-bench[plots]'", "true")
+    reader.follow("report.md")
+    page = reader.folder / "report" / "index.html"
+    assert page.is_file()
+    assert list(reader.said.values())[1].strip() == "report/index.html"
+    assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg", ".tex"}
 
 
 @pytest.mark.slow
