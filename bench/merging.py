@@ -130,6 +130,11 @@ def shard_of(run: StoredRun) -> Shard | None:
     return Shard(part["index"], part["of"]) if part else None
 
 
+def run_folder(run: StoredRun) -> Path:
+    """The folder of the whole run that a stored run is, or is a shard of."""
+    return run.path.parents[1] if shard_of(run) else run.path
+
+
 def _records(path: Path, runs: Sequence[StoredRun]) -> dict[str, bytes]:
     """Example id -> line, by example id."""
     lines: dict[str, bytes] = {}

@@ -1,4 +1,7 @@
-"""plan -> fit -> generate -> score, for each method and seed; whatever is complete is never done again."""
+"""plan -> fit -> generate -> score, for each method and seed; whatever is complete is never done again.
+
+With a shard, for its share of the test users (see `bench.shards`).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 from bench import distributed
 from bench.ablation import Planned
 from bench.engines.base import BatchResult
-from bench.errors import UsageError
-from bench.fits import Fit, Say, duration, fit_or_load, kept_folder
+from bench.errors import Held, UsageError
+from bench.files import read_object
+from bench.fits import FIT_FILE, Fit, Say, duration, fit_folder, fit_or_load, kept_folder
 from bench.keys import digest, text_digest
+from bench.merging import merged, run_folder, shard_of, strangers
 from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
-from bench.plan import LIMIT_SEED, Plan, asks_model
+from bench.plan import LIMIT_SEED, WHO_WORKS, Plan, asks_model
 from bench.provenance import provenance
+from bench.shards import Shard
 from bench.stages import StageCache, request_key, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
 from bench.types import Capability, Example, Generation, Request
@@ -47,28 +53,60 @@ def say(line: str) -> None:
 
 
 def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
-    """Runs every method with every seed and scores it; returns the stored runs in that order."""
+    """Runs every method with every seed and scores it; returns the stored runs in that order.
+
+    Of a shard, those runs that are whole with it are returned whole, the others as the shard's.
+    """
     only_cached = plan.config.existing is Existing.ONLY_CACHED
     for name, why in plan.left_out.items():
         report(f"{name}: left out, {why}")
     if not only_cached:
-        _prepare(plan)
+        prepare(plan)
     runs = []
-    fitted: set[str] = set()
-    for planned in plan.planned:
-        for seed in plan.config.seeds:
-            run = MethodRun(plan, planned, seed, fitted, report).finish()
-            if only_cached:
-                _check_scored(run, plan.metrics)
-            runs.append(run)
-            report(summary(run))
+    for run in _finished(plan, report):
+        if only_cached:
+            _check_scored(run, plan.metrics)
+        runs.append(run)
     distributed.from_main(None)  # sends the others home
     distributed.leave()
     plan.engine.close()
     # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
     for run in runs:
         score_run(run, plan.dataset, plan.metrics)
-    return runs
+    return [(merged(run_folder(run)) or run) if shard_of(run) else run for run in runs]
+
+
+def _finished(plan: Plan, report: Say) -> list[StoredRun]:
+    """All runs, complete. A shard leaves those whose fit another process is making to the end, and then waits."""
+    fitted: set[str] = set()
+    shard = plan.shard
+    left = [(planned, seed) for planned in plan.planned for seed in plan.config.seeds]
+    order, done = list(left), {}
+    for wait in (False, True):
+        for planned, seed in left:
+            try:
+                run = MethodRun(plan, planned, seed, fitted, report, shard, wait).finish()
+            except Held:
+                if shard is None or wait:
+                    raise
+                report(f"{planned.title}: another process is making what it needs; other work comes first")
+                continue
+            done[planned, seed] = run
+            report(summary(run))
+        left = [one for one in left if one not in done]
+    return [done[one] for one in order]
+
+
+def fit_all(plan: Plan, report: Say = say) -> list[Path]:
+    """Makes all fits that the runs of a plan need, and nothing else; returns where they lie."""
+    prepare(plan)
+    fitted: set[str] = set()
+    runs = [MethodRun(plan, planned, seed, fitted, report) for planned in plan.planned for seed in plan.config.seeds]
+    found = [fit.folder for run in runs if (fit := run.only_fit()) is not None]
+    distributed.from_main(None)  # sends the others home
+    distributed.leave()
+    plan.engine.close()
+    return list(dict.fromkeys(found))
 
 
 def help_training(plan: Plan) -> None:
@@ -81,7 +119,7 @@ def help_training(plan: Plan) -> None:
     distributed.leave()
 
 
-def _prepare(plan: Plan) -> None:
+def prepare(plan: Plan) -> None:
     """Brings everything that will be needed to this machine and finds out what cannot work, before long work."""
     if any(asks_model(m) for m in plan.methods):
         plan.engine.prepare()
@@ -117,12 +155,30 @@ def _check_scored(run: StoredRun, metrics: Sequence[Metric]) -> None:
 class MethodRun:
     """One method with one seed on one dataset."""
 
-    def __init__(self, plan: Plan, planned: Planned, seed: int, fitted: set[str], report: Say) -> None:
-        """`fitted` holds the keys of the fits that the command has made or found, so that none is made twice."""
+    def __init__(
+        self,
+        plan: Plan,
+        planned: Planned,
+        seed: int,
+        fitted: set[str],
+        report: Say,
+        shard: Shard | None = None,
+        wait: bool = False,
+    ) -> None:
+        """`fitted` holds the keys of the fits that the command has made or found, so that none is made twice. `wait`:
+        for a fit that another process is making, in place of raising Held."""
         self.plan, self.planned, self.seed, self.fitted, self.report = plan, planned, seed, fitted, report
         self.method = type(planned.method)(planned.method.config)  # one object a run: nothing is carried over
         self.meter = Meter()
-        self.examples = {example.id: example for example in plan.dataset.test.examples}
+        self.shard, self.wait = shard, wait
+        examples = plan.dataset.test.examples
+        users = shard.users(example.user_id for example in examples) if shard else None
+        self.examples = {e.id: e for e in examples if users is None or e.user_id in users}
+
+    @property
+    def title(self) -> str:
+        """As reports call it."""
+        return f"{self.planned.title} {self.shard}" if self.shard else self.planned.title
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +225,7 @@ class MethodRun:
     def _about(self) -> dict[str, Any]:
         config = self.plan.config
         return {
-            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker"}),
+            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker", *WHO_WORKS}),
             "data": _data_told(self.plan.dataset),
             "limit_seed": LIMIT_SEED,
             "provenance": provenance(),
@@ -180,14 +236,16 @@ class MethodRun:
     def finish(self) -> StoredRun:
         """The complete run: as stored, or made now."""
         description = self.description()
-        with RunFolder(self.plan.config.out, description) as folder:
+        with RunFolder(self.plan.config.out, description, self.shard) as folder:
             if folder.open(self.plan.config.existing, self._about()).reuse:
-                self.report(f"{self.planned.title}: complete at {folder.path}, taken as it is")
+                self.report(f"{self.title}: complete at {folder.path}, taken as it is")
                 return self._named(folder)
+            for line in strangers(folder.path.parents[1]) if self.shard else ():
+                self.report(f"{self.title}: {line}")
             ctx = self.context(folder.path)
             fit = self._fit(description, ctx)
-            ctx = replace(ctx, kept=kept_folder(fit.folder) if fit else folder.path / _KEPT)
-            answers = self.method.answer(list(self.examples.values()), ctx)
+            ctx = replace(ctx, kept=self._kept(folder, fit))
+            answers = self.method.answer(list(self.examples.values()), ctx) if self.examples else []
             if answers is None:
                 self._generate(folder, ctx)
             else:
@@ -206,6 +264,26 @@ class MethodRun:
                 truth=Capability.TRUTH in self.method.needs,
                 totals=totals,
             )
+
+    def only_fit(self) -> Fit | None:
+        """The fit alone; None for a method that learns nothing."""
+        if type(self.method).fit is Method.fit:
+            return None
+        description, config = self.description(), self.plan.config
+        folder = fit_folder(self.method, self.plan.dataset, self._fit_key(description), config.out)
+        if config.existing is not Existing.OVERWRITE and (folder / FIT_FILE).exists():
+            self.report(f"{self.title}: the fit is at {folder}")
+            return Fit(folder, read_object(folder / FIT_FILE))
+        fit = self._fit(description, self.context(config.out))
+        if fit is not None:
+            self.report(f"{self.title} (seed {self.seed}): trained {duration(fit.info['seconds'])}, at {fit.folder}")
+        return fit
+
+    def _kept(self, folder: RunFolder, fit: Fit | None) -> Path:
+        """Shards work side by side, so each keeps what it computes with a fit in a place of its own."""
+        if fit is None:
+            return folder.path / _KEPT
+        return kept_folder(fit.folder) / self.shard.folder if self.shard else kept_folder(fit.folder)
 
     def _named(self, folder: RunFolder) -> StoredRun:
         """A run that is there already, under the name that it has in this command."""
@@ -234,7 +312,7 @@ class MethodRun:
             cache = StageCache(folder / _STAGES, name)
             distinct = {request_key(request) for request in requests}
             self._announce(cache.missing(requests), len(distinct), f"prompts of stage {name}")
-            with self._bar(f"{self.planned.title}: {name}", len(distinct), 0) as bar:
+            with self._bar(f"{self.title}: {name}", len(distinct), 0) as bar:
                 return cache.run(plan.engine, requests, bar.update)
 
         if asks_model(self.method):
@@ -249,16 +327,17 @@ class MethodRun:
         key = self._fit_key(description)
         quiet = replace(ctx, stage_runner=None)
         mark = digest(key)
-        existing = Existing.RESUME if mark in self.fitted else config.existing  # overwritten once, then shared
+        shared = mark in self.fitted or self.shard is not None  # overwritten once, then shared
+        existing = Existing.RESUME if shared else config.existing
 
         def told(line: str) -> None:
-            self.report(f"{self.planned.title}: {line}")
+            self.report(f"{self.title}: {line}")
 
         def call() -> None:
             number = next(i for i, one in enumerate(self.plan.planned) if one is self.planned)
             distributed.from_main([number, self.seed])
 
-        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told, call)
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told, call, self.wait)
         self.fitted.add(mark)
         self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit
@@ -272,7 +351,7 @@ class MethodRun:
         done = folder.resume([[requests[i].example_id for i in batch] for batch in batches])
         left = [i for batch in batches[done:] for i in batch]
         self._announce([requests[i] for i in left], len(requests), "examples")
-        with self._bar(self.planned.title, len(requests), len(requests) - len(left)) as bar:
+        with self._bar(self.title, len(requests), len(requests) - len(left)) as bar:
             asked = [[requests[i] for i in batch] for batch in batches[done:]]
             self.meter.start_peak()
             start = time.perf_counter()
@@ -299,7 +378,7 @@ class MethodRun:
             long = f", at most about {duration(seconds)} here"
         again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
         self.report(
-            f"{self.planned.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "
+            f"{self.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "
             f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
         )
 
@@ -336,7 +415,7 @@ class MethodRun:
         """One batch of texts that no model wrote."""
         generations = [Generation(text, 0, 0, "none") for text in answers]
         requests = [Request(i, "generate", (), self.plan.config.sampling, 0) for i in self.examples]
-        if folder.resume([[r.example_id for r in requests]]) == 0:
+        if folder.resume([[r.example_id for r in requests]] if requests else []) == 0 and requests:
             records = [self._record(r, g) for r, g in zip(requests, generations, strict=True)]
             folder.append(0, records, BatchTiming(0, len(records), 0, 0, 0.0, 0.0, 0.0))
 
@@ -380,7 +459,8 @@ def summary(run: StoredRun) -> str:
     """One line on a finished run."""
     totals = run.totals
     fit = run.manifest.get("fit") or {}
-    parts = [f"{run.title} (seed {run.description['seed']}): {totals['examples']} examples"]
+    which = f"{run.title} {shard}" if (shard := shard_of(run)) else run.title
+    parts = [f"{which} (seed {run.description['seed']}): {totals['examples']} examples"]
     if totals["wall_seconds"]:
         parts[0] += f" in {duration(totals['wall_seconds'])} ({totals['examples'] / totals['wall_seconds']:.2f}/s)"
         parts.append(f"{totals['prompt_tokens']:,} prompt and {totals['output_tokens']:,} new tokens")
