@@ -279,6 +279,10 @@ class MethodRun:
             self.report(f"{self.title} (seed {self.seed}): trained {duration(fit.info['seconds'])}, at {fit.folder}")
         return fit
 
+    def fit_digest(self) -> str | None:
+        """Names the fit that the run needs; None for a method that learns nothing."""
+        return None if type(self.method).fit is Method.fit else digest(self._fit_key(self.description()))
+
     def _kept(self, folder: RunFolder, fit: Fit | None) -> Path:
         """Shards work side by side, so each keeps what it computes with a fit in a place of its own."""
         if fit is None:
