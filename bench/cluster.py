@@ -7,7 +7,7 @@ unit to unit. A shard is handed out when its fit is there, scores when all texts
 What is done lies in --out, nowhere else: a folder that all machines must see, which is checked before any work. Nothing
 of worth is in Ray's memory. So when a worker or its node dies, another worker takes the unit up where the dead one's
 files end; when this process dies, its workers die with it and the same command goes on. A unit that a worker still
-holds which Ray takes for dead stays its own: the lock on its folder makes the next one wait. Nothing is lost or doubled.
+holds which Ray takes for dead stays its own: the lock on its folder makes the next one wait.
 
 Runs are divided into as many shards as there are workers, or into as many as an earlier command has begun.
 """
@@ -95,13 +95,15 @@ class Worker:
         if not seen:
             where = self.config["out"]
             return {
-                "error": f"the machine {node} does not see {where} as this one does; --executor ray needs an --out on a "
-                "file system that all machines of the cluster share, under one path"
+                "error": f"the machine {node} does not see {where} as this one does; --executor ray needs an --out on "
+                "a file system that all machines of the cluster share, under one path"
             }
         try:
             self.plan = make_plan(build(RunConfig, self.config, "run"))
             prepare(self.plan)
-            runs = [self._told(number, seed) for number in range(len(self.plan.planned)) for seed in self.plan.config.seeds]
+            runs = [
+                self._told(number, seed) for number in range(len(self.plan.planned)) for seed in self.plan.config.seeds
+            ]
         except UsageError as error:
             return {"error": f"{error} (on {node})"}
         return {"node": node, "runs": runs}
@@ -180,7 +182,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
         raise UsageError(
-            f"no Ray cluster at {where} ({first_line(error)}); start one with `ray start --head`, or leave --address out"
+            f"no Ray cluster at {where} ({first_line(error)}); start one (ray start --head) or leave --address out"
         ) from error
     try:
         yield
@@ -298,7 +300,9 @@ class _Driver:
     def _units(self, runs: Sequence[Mapping[str, Any]]) -> list[Unit]:
         fits = {told["fit"]: Unit("fit", told["number"], told["seed"]) for told in reversed(runs) if told["fit"]}
         texts = [
-            Unit("texts", told["number"], told["seed"], shard) for told in runs for shard in self._shards(told["folder"])
+            Unit("texts", told["number"], told["seed"], shard)
+            for told in runs
+            for shard in self._shards(told["folder"])
         ]
         return [*reversed(fits.values()), *texts]
 

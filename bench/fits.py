@@ -79,7 +79,7 @@ def fit_or_load(
     """Leaves `method` loaded from its folder, fitted first if need be: then `call` has other processes fit as well.
 
     Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on. While
-    another process makes the fit, raises Held; or waits for its end if `wait`, and goes on from what it kept if it died.
+    another process makes the fit, raises Held; if `wait`, waits for its end, and goes on from what it kept if it died.
     """
     folder = fit_folder(method, dataset, key, out)
     parent = folder.parent

@@ -1,4 +1,4 @@
-"""Who works through a run's plan: this process, for all of it or a share, or a cluster; and what is whole afterwards."""
+"""Who works through a run's plan: this process, for all of it or a share, or a cluster; and what is whole then."""
 
 from __future__ import annotations
 

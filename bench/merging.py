@@ -201,7 +201,7 @@ def _join_scores(run: StoredRun, divided: Division) -> None:
         infos: dict[str, MetricInfo] = dict(old.metrics) if old else {}
         values: dict[str, dict[str, Any]] = {name: dict(old.values[name]) for name in infos} if old else {}
         for name in new:
-            infos |= {name: scores.metrics[name] for scores in scored if scores}
+            infos[name] = MetricInfo(name, **headings[0][name])
             values[name] = {key: value for scores in scored if scores for key, value in scores.values[name].items()}
         order = [str(record[ID_FIELD]) for record in run.records]
         if any(set(values[name]) != set(order) for name in new):  # a shard's scores are damaged
@@ -307,4 +307,3 @@ def strangers(path: Path) -> list[str]:
                 f"{child} has shards that differ in {', '.join(paths)} alone: they will not merge with those made here"
             )
     return found
-

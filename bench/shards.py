@@ -7,8 +7,8 @@
   of nearly equal size, and the same on every machine. More shards than users leave some empty; these are complete too.
 - **One run.** The key of a run says nothing of shards: all shards lie in the folder that the undivided run would have,
   shard 2 of 4 in `<key>/shards/2-of-4/`, with a plan, records, timings, stages, scores, manifest and a lock of its own.
-  So each is killed and resumed like any run, batch by batch. Whatever can change a record (code, versions, engine, data)
-  is in the key, so that pieces that do not belong together never lie together.
+  So each is killed and resumed like any run, batch by batch. Whatever can change a record (versions, engine, data) is
+  in the key, so that pieces that do not belong together never lie together.
 - **Merging.** When the last shard is complete, whoever looks next (a shard that ends, `run`, `table`, `score`, ...)
   writes the whole run's own files beside `shards/`, the manifest last: from there on it is a run like any other. Its
   records stand by example id, whatever n was. Nothing is merged unless the examples are exactly those of the dataset.
@@ -21,10 +21,10 @@
   largest of one shard. The manifest says what each shard took. A fit is told once, as it is made once.
 - **Fits** are shared. One process makes a fit, under a lock that the system frees when its owner dies, even on another
   node (`flock`: NFS 4, Lustre mounted with flock, GPFS, local disks). A shard that finds a fit being made does all its
-  other work first, then waits and says for what. The one that gets the lock of a dead owner goes on from what that kept.
+  other work first, then waits and says for what. Who gets the lock of a dead owner goes on from what that kept.
 - **Mistakes.** A folder holds one n: another one is refused, as are an undivided run where shards are, and shards where
-  an undivided run was begun; `--existing overwrite` clears up. With --shard it starts that shard over and leaves the fit
-  to the others; `run --fit-only --existing overwrite` makes that anew.
+  an undivided run was begun; `--existing overwrite` clears up. With --shard it starts that shard over and leaves fits
+  alone; `run --fit-only --existing overwrite` makes those anew.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Division:
 
 
 def division(path: Path) -> Division | None:
-    """The shards in a run's folder, or None if it is not divided. Raises UsageError if they are of several divisions."""
+    """The shards in a run's folder, or None if it is not divided. Raises UsageError for shards of several n."""
     found = parts(path)
     numbers = sorted({shard.of for shard in found})
     if not numbers:

@@ -2,8 +2,9 @@
 
 `<out>/<dataset>/<method>/<key>/` holds `plan.json` (what is run; written first), `timings.jsonl` (one line a batch),
 `records.jsonl` (one line an example, in the order of the batch plan), `scores.json` and `scores.jsonl` (written by
-scoring) and `manifest.json` (only for a complete run); a shard has the same in a folder below (see `bench.shards`). A batch's timing reaches the disk before its records do, so a
+scoring) and `manifest.json` (only for a complete run). A batch's timing reaches the disk before its records do, so a
 batch is complete exactly when its records are. Times lie apart, so that records of two runs compare byte by byte.
+A shard of a run has the same files in a folder below (see `bench.shards`).
 """
 
 from __future__ import annotations

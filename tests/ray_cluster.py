@@ -20,7 +20,9 @@ def descendants(root: int) -> Iterator[int]:
     parents: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parents.setdefault(int(status.read_text().rpartition(")")[2].split()[1]), []).append(int(status.parent.name))
+            parents.setdefault(int(status.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(status.parent.name)
+            )
     todo = [root]
     while todo:
         found = parents.get(todo.pop(), [])
@@ -42,7 +44,7 @@ def main() -> None:
     # Ray and its children write to standard output; answers go where that was.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # on a busy machine a node takes its time
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112  on a busy machine a node takes its time
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "include_dashboard": False}
@@ -50,6 +52,7 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**small, "_system_config": quick})
     small.pop("include_dashboard")
     second = cluster.add_node(wait=False, **small)
+    cluster.wait_for_nodes(timeout=300)
     stream = random.Random(0)
     print(cluster.address, file=answers)
     try:

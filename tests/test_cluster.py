@@ -322,7 +322,7 @@ def wanted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def check(out: Path, wanted: dict[str, bytes]) -> None:
     listing = find_runs(out)
     assert {run.method: (run.path / "records.jsonl").read_bytes() for run in listing.runs} == wanted
-    assert not (listing.incomplete or listing.problems or listing.divided)
+    assert (listing.incomplete, listing.problems, listing.divided) == ((), (), ())
     assert all(run.totals["examples"] == 12 and (run.path / "scores.json").exists() for run in listing.runs)
 
 
