@@ -362,6 +362,7 @@ class _Driver:
         if run is None:
             divided = division(Path(told["folder"]))
             raise UsageError(f"{told['folder']} is not whole: {divided.told() if divided else 'no shard is there'}")
+        score_run(run, self.plan.dataset, self.plan.metrics)  # with metrics that want all texts at once
         variant = self.plan.planned[told["number"]].variant
         return run if variant is None else run.called(variant)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.errors import Held, UsageError
 from bench.files import file_digest, json_lines, pretty_json, read_object, read_rows, write_atomic
-from bench.keys import difference, digest
+from bench.keys import canonical_json, difference, digest
 from bench.shards import PART, SHARDS, Division, Shard, division, parts, shown
 from bench.stored import (
     ID_FIELD,
@@ -30,6 +30,8 @@ from bench.stored import (
 
 _PATIENCE = 60.0
 """Seconds to wait for somebody who merges the same run, which takes seconds."""
+_NAMES = ("stage", "device")
+"""What tells rows of costs apart."""
 _VERSIONS = ("code.", "engine.", "encoder.", "batching.")
 """Parts of a description that machines may disagree on under one command."""
 
@@ -92,7 +94,7 @@ def _merge(path: Path, divided: Division) -> StoredRun:
         "key": digest(description),
         "records_sha256": file_digest(path / RECORDS),
         "shards": [_told(shard, run) for shard, run in zip(divided.complete, runs, strict=True)],
-        "totals": _summed([run.totals for run in runs]),
+        "totals": _summed([run.totals for run in runs if run.totals["examples"]] or [runs[0].totals]),
         "variant": next((run.variant for run in runs if run.variant is not None), None),
     }
     write_atomic(path / MANIFEST, pretty_json(manifest))
@@ -163,19 +165,26 @@ def _told(shard: Shard, run: StoredRun) -> dict[str, Any]:
 
 
 def _summed(costs: Sequence[Any]) -> Any:
-    """Costs of several shards as one: numbers added, peaks their largest, parts likewise; what is no number is kept."""
-    known = [cost for cost in costs if cost is not None]
-    if not known:
-        return None
-    if all(isinstance(cost, Mapping) for cost in known):
-        keys = {key: None for cost in known for key in cost}
-        found = {}
-        for key in keys:
-            values = [cost.get(key) for cost in known]
-            numbers = [value for value in values if _number(value)]
-            found[key] = max(numbers) if numbers and key.startswith("peak") else _summed(values)
-        return found
-    return sum(known) if all(map(_number, known)) else known[0]
+    """Costs of several shards as one: numbers added, peaks their largest, parts likewise; what is no number is kept.
+
+    A number that one shard does not know is not known of the whole; one that a shard does not have is nothing there.
+    """
+    if all(isinstance(cost, Mapping) for cost in costs):
+        keys = dict.fromkeys(key for cost in costs for key in cost)
+        return {key: _summed_key(key, [cost[key] for cost in costs if key in cost]) for key in keys}
+    if all(isinstance(cost, list) for cost in costs):  # of mappings, such as what each stage took on each device
+        rows: dict[str, list[Any]] = {}
+        for row in (row for cost in costs for row in cost):
+            rows.setdefault(canonical_json([row.get(name) for name in _NAMES]), []).append(row)
+        return [_summed(alike) for alike in rows.values()]
+    if any(map(_number, costs)):
+        return sum(costs) if all(map(_number, costs)) else None
+    return costs[0]
+
+
+def _summed_key(key: str, values: Sequence[Any]) -> Any:
+    numbers = [value for value in values if _number(value)]
+    return max(numbers) if numbers and key.startswith("peak") else _summed(values)
 
 
 def _number(value: Any) -> bool:
@@ -209,6 +218,13 @@ def _join_scores(run: StoredRun, divided: Division) -> None:
         names = sorted(infos)
         rows = ({"example_id": key, "scores": {name: values[name][key] for name in names}} for key in order)
         write_scores(run, [infos[name] for name in names], rows)
+
+
+def missing_joined(run: StoredRun, names: Sequence[str]) -> list[str]:
+    """Metrics that a merged run will yet get from its shards: one of these has not scored with them so far."""
+    divided = division(run.path)
+    headings = [_heading(divided.part(shard)) for shard in divided.complete] if divided else []
+    return [name for name in names if any(name not in heading for heading in headings)]
 
 
 def _scores(run: StoredRun) -> StoredScores | None:
@@ -282,14 +298,14 @@ def _notes(divided: Sequence[Division]) -> Iterator[str]:
 
 def versions_apart(one: Division, other: Division) -> list[str]:
     """In what two divided runs differ, if that is nothing but versions and devices; else nothing."""
-    descriptions = []
+    descriptions: list[dict[str, Any]] = []
     for divided in (one, other):
         first = next(iter(parts(divided.path).values()))
         try:
             descriptions.append(whole(read_object(first / PLAN)["description"]))
         except (KeyError, UsageError):
             return []
-    paths = difference(*descriptions)
+    paths = difference(descriptions[0], descriptions[1])
     return paths if all(path.startswith(_VERSIONS) for path in paths) else []
 
 

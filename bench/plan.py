@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from bench import registry, trackers
+from bench import distributed, registry, trackers
 from bench.ablation import Planned, ablated, expand, method_class
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
@@ -171,6 +171,8 @@ def _check_parts_of_work(config: RunConfig) -> None:
         if config.fit_only:
             raise UsageError("--fit-only makes whole fits, which shards share; leave --shard out")
     if config.executor is Executor.RAY:
+        if distributed.launched():
+            raise UsageError("--executor ray starts processes itself; give it without accelerate launch or torchrun")
         for flag, given in (("--shard", config.shard), ("--fit-only", config.fit_only)):
             if given:
                 raise UsageError(f"--executor ray divides the work itself; leave {flag} out")

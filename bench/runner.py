@@ -20,11 +20,12 @@ from bench.errors import Held, UsageError
 from bench.files import read_object
 from bench.fits import FIT_FILE, Fit, Say, duration, fit_folder, fit_or_load, kept_folder
 from bench.keys import digest, text_digest
-from bench.merging import merged, run_folder, shard_of, strangers
+from bench.merging import merged, missing_joined, run_folder, shard_of, strangers
 from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, WHO_WORKS, Plan, asks_model
 from bench.provenance import provenance
+from bench.scoring import separable
 from bench.shards import Shard
 from bench.stages import StageCache, request_key, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
@@ -73,7 +74,15 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
     for run in runs:
         score_run(run, plan.dataset, plan.metrics)
-    return [(merged(run_folder(run)) or run) if shard_of(run) else run for run in runs]
+    return [whole_of(run, plan) if shard_of(run) else run for run in runs]
+
+
+def whole_of(run: StoredRun, plan: Plan) -> StoredRun:
+    """The whole run that a scored shard is of, if the others are there and scored, too; else the shard."""
+    whole = merged(run_folder(run))
+    if whole is not None and not missing_joined(whole, [metric.name for metric in separable(plan.metrics)]):
+        score_run(whole, plan.dataset, plan.metrics)
+    return whole or run
 
 
 def _finished(plan: Plan, report: Say) -> list[StoredRun]:
@@ -242,10 +251,12 @@ class MethodRun:
                 return self._named(folder)
             for line in strangers(folder.path.parents[1]) if self.shard else ():
                 self.report(f"{self.title}: {line}")
+            if not self.examples:
+                return self._nothing(folder)
             ctx = self.context(folder.path)
             fit = self._fit(description, ctx)
             ctx = replace(ctx, kept=self._kept(folder, fit))
-            answers = self.method.answer(list(self.examples.values()), ctx) if self.examples else []
+            answers = self.method.answer(list(self.examples.values()), ctx)
             if answers is None:
                 self._generate(folder, ctx)
             else:
@@ -288,6 +299,13 @@ class MethodRun:
         if fit is None:
             return folder.path / _KEPT
         return kept_folder(fit.folder) / self.shard.folder if self.shard else kept_folder(fit.folder)
+
+    def _nothing(self, folder: RunFolder) -> StoredRun:
+        """A shard without users, as there are more shards than these: complete at once."""
+        folder.resume([])
+        truth = Capability.TRUTH in self.method.needs
+        name = label(self.method)
+        return folder.finish(provenance=provenance(), label=name, variant=self.planned.variant, truth=truth)
 
     def _named(self, folder: RunFolder) -> StoredRun:
         """A run that is there already, under the name that it has in this command."""
@@ -419,7 +437,7 @@ class MethodRun:
         """One batch of texts that no model wrote."""
         generations = [Generation(text, 0, 0, "none") for text in answers]
         requests = [Request(i, "generate", (), self.plan.config.sampling, 0) for i in self.examples]
-        if folder.resume([[r.example_id for r in requests]] if requests else []) == 0 and requests:
+        if folder.resume([[r.example_id for r in requests]]) == 0:
             records = [self._record(r, g) for r, g in zip(requests, generations, strict=True)]
             folder.append(0, records, BatchTiming(0, len(records), 0, 0, 0.0, 0.0, 0.0))
 
@@ -448,10 +466,11 @@ def _method_key(method: Method) -> dict[str, Any]:
 def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force: bool = False) -> list[str]:
     """Scores a stored run with the metrics that are not yet in its scores (with all of them if `force`).
 
-    Returns the names of the metrics that were computed.
+    A shard only with those that the whole can take from it. Returns the names of the metrics that were computed.
     """
     from bench.scoring import join, missing_metrics, score, write_scores
 
+    metrics = separable(metrics) if shard_of(run) else metrics
     wanted = list(metrics) if force else missing_metrics(run, metrics)
     if wanted:
         inputs = join(run.records, dataset.test, dataset.truth)

@@ -16,7 +16,8 @@
   undivided run as far as an engine gives a request the same text in any company: the fake engine always, a real one in
   float32 up to rare ties, in bfloat16 for most texts, just as for another batch size.
 - **Scores** are computed shard by shard and joined example by example. As every metric stores for each example the
-  numbers that its reducer takes (for BLEU, counts), a score of the whole is computed from the whole.
+  numbers that its reducer takes (for BLEU, counts), a score of the whole is computed from the whole. A metric that
+  looks at all texts before it judges one is left to whoever finds the run whole and its shards scored: mostly the last.
 - **Costs** are summed: seconds are those of all shards together, whatever ran side by side; peaks of memory are the
   largest of one shard. The manifest says what each shard took. A fit is told once, as it is made once.
 - **Fits** are shared. One process makes a fit, under a lock that the system frees when its owner dies, even on another

@@ -159,9 +159,10 @@ class RunFolder:
             if existing is not Existing.OVERWRITE and self._complete():  # finished while we waited for the lock
                 self.close()
                 return Decision(reuse=True)
+            if existing is Existing.RESUME:
+                self._check_undivided()
             if existing is not Existing.RESUME or self.file(CLEARING).exists():
                 self._clear()
-            self._check_undivided()
             return Decision(reuse=False, stored_batches=self._claim(about or {}))
         except OSError as error:
             self.close()

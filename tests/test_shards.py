@@ -21,6 +21,7 @@ from bench.engines.base import BatchResult
 from bench.engines.fake import FakeEngine
 from bench.errors import Held, UsageError
 from bench.merging import merged
+from bench.metrics.base import Metric, ScoreInput
 from bench.plan import Plan, make_plan
 from bench.rescore import left_out
 from bench.runner import execute, fit_all, score_run
@@ -176,6 +177,33 @@ def test_a_reader_merges_what_the_last_shard_could_not(tmp_path: Path, undivided
         assert found.path == path
         assert {name: (path / name).read_bytes() for name in wanted} == wanted
         assert read_scores(found) is not None
+
+
+class Company(Metric):
+    """One over the number of texts that are judged together."""
+
+    name = "company"
+
+    def observe(self, inputs: Sequence[ScoreInput]) -> None:
+        self.count = len(inputs)
+
+    def values(self, inputs: Sequence[ScoreInput], advance: Any = None) -> list[Any]:
+        return [[1 / len(inputs)] for _ in inputs]
+
+    def _vector(self, item: ScoreInput) -> None:
+        raise NotImplementedError
+
+
+def test_a_metric_that_looks_at_all_texts_judges_the_whole(tmp_path: Path) -> None:
+    base = prepared("nonperso")
+    base = replace(base, metrics=(*base.metrics, Company()))
+    for shard in ("1/2", "2/2"):
+        run(tmp_path, shard, base)
+    (found,) = find_runs(tmp_path).runs
+    scores = read_scores(found)
+    assert scores is not None
+    assert set(scores.values["company"].values()) == {(1 / 12,)}
+    assert set(scores.metrics) == {*METRICS, "company"}
 
 
 def test_scores_that_come_late_join_the_merged_run(tmp_path: Path) -> None:
