@@ -82,6 +82,13 @@ class OnExisting(enum.StrEnum):
     ONLY_CACHED = "only-cached"
 
 
+class Workers(enum.StrEnum):
+    """What works through a run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 def execute(arguments: Sequence[str], program: str) -> int:
     """Runs one command and returns its exit code. Raises UsageError for whatever the user can mend.
 
@@ -185,6 +192,15 @@ def run(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus of sampling.")] = 0.95,
     tracker: Annotated[TrackerName, typer.Option(help="Where to watch losses while training.")] = TrackerName.NONE,
     prices: _Prices = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only this part of the test users, such as 2/4.")
+    ] = None,
+    fit_only: Annotated[bool, typer.Option("--fit-only", help="Make the fits that methods need, then stop.")] = False,
+    executor: Annotated[Workers, typer.Option(help="What works: this process, or a Ray cluster.")] = Workers.LOCAL,
+    address: Annotated[str | None, typer.Option(help="The Ray cluster, such as auto. [default: one here]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Engines on the cluster. [default: all there can be]")] = (
+        None
+    ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, counts and first prompts; no model loads.")] = False,
 ) -> None:
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
@@ -213,6 +229,11 @@ def run(
         "top_p": top_p,
         "tracker": tracker.value,
         "prices": prices,
+        "shard": shard,
+        "fit_only": fit_only,
+        "executor": executor.value,
+        "address": address,
+        "workers": workers,
         "dry_run": dry_run,
     }
     given = flags if config is None else merged(config, _given(flags, context))
@@ -221,7 +242,8 @@ def run(
         typer.echo(dry_run_text(plan))
         return
     from bench import distributed
-    from bench.runner import execute, help_training
+    from bench.launch import launch
+    from bench.runner import help_training
 
     if distributed.rank():
         help_training(plan)
@@ -230,8 +252,9 @@ def run(
 
     kept = keep(plan)
     shown = [metric.name for metric in plan.metrics]
-    tables = leaderboards(execute(plan), metrics=shown, baseline=plan.baseline, prices=plan.prices)
-    _print_tables(tables, Format.CONSOLE)
+    if runs := launch(plan):
+        tables = leaderboards(runs, metrics=shown, baseline=plan.baseline, prices=plan.prices)
+        _print_tables(tables, Format.CONSOLE)
     typer.echo(f"again: python -m bench run --config {kept}", err=True)
 
 

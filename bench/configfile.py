@@ -20,7 +20,7 @@ from bench.config import build
 from bench.errors import UnknownName, UsageError
 from bench.files import read_toml, toml_value, write_atomic
 from bench.keys import digest
-from bench.plan import ALL, Plan, RunConfig, part_of
+from bench.plan import ALL, WHO_WORKS, Plan, RunConfig, part_of
 
 SET = "set"
 """Where a file says what --set says."""
@@ -31,8 +31,8 @@ _HEAD = """# A resolved run: do it again with python -m bench run --config FILE.
 """
 CONFIGS = "configs"
 """Folder under a run's `out` for resolved configs."""
-_NO_KEYS = ("overrides", "dry_run")
-_NOT_KEPT = (*_NO_KEYS, "existing", "tracker", "prices")
+_NO_KEYS = ("overrides", "dry_run", "shard", "fit_only")
+_NOT_KEPT = (*_NO_KEYS, "existing", "tracker", "prices", *WHO_WORKS)
 """What changes no record, and would make a resolved config do more than run again."""
 _COUNTS = ("limit", "train_limit", "max_new_tokens", "max_prompt_tokens")
 

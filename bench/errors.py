@@ -23,6 +23,10 @@ class NotFetched(DataError):
     """Data that would have to be fetched first, and cannot be now."""
 
 
+class Held(UsageError):
+    """Another process has what is asked for: waiting may help."""
+
+
 class MissingPackage(UsageError):
     """An optional package is needed for what was asked."""
 

@@ -8,17 +8,19 @@ saved. `fit-<key>.kept` is for what methods compute with the fit and would compu
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import distributed
 from bench.costs import LEDGER, Cost, append_costs, as_rows, ledger, merged
-from bench.errors import UsageError
+from bench.errors import Held, UsageError
 from bench.files import folder_name, pretty_json, read_object, write_atomic
 from bench.keys import digest
 from bench.meter import Meter, peak_rss
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
 FIT_FILE = "fit.json"
 Say = Callable[[str], None]
 Call = Callable[[], None]
+
+_OWNER = ".owner"
+"""Beside a fit's lock: who has it, for people. Only the lock itself counts."""
+
+_LOOK, _TELL = 1.0, 60.0
+"""Seconds between two looks at a lock that is waited for, and between two lines that say so."""
 
 _SAMPLE = 32
 """Texts whose embedding is timed to tell how long the rest will take."""
@@ -67,20 +75,22 @@ def fit_or_load(
     existing: Existing,
     say: Say,
     call: Call = lambda: None,
+    wait: bool = False,
 ) -> Fit:
     """Leaves `method` loaded from its folder, fitted first if need be: then `call` has other processes fit as well.
 
-    Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on.
+    Always loads what was saved, so that a run that fits and one that finds the fit do the same from there on. While
+    another process makes the fit, raises Held; if `wait`, waits for its end, and goes on from what it kept if it died.
     """
-    parent = out / folder_name(dataset.name) / folder_name(method.learner().name)
-    folder = parent / f"fit-{digest(key)}"
+    folder = fit_folder(method, dataset, key, out)
+    parent = folder.parent
     if existing is Existing.OVERWRITE:
         shutil.rmtree(kept_folder(folder), ignore_errors=True)
         if folder.exists():
             shutil.rmtree(folder)
     if not (folder / FIT_FILE).exists():
         check_writable(parent)
-        _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say, call)
+        _fit(method, dataset, ctx, key, folder, existing is Existing.RESUME, say, call, wait)
     else:
         shutil.rmtree(_work(folder), ignore_errors=True)  # left by a kill right after the fit got its name
         say(f"taking the fit at {folder}")
@@ -89,6 +99,53 @@ def fit_or_load(
         raise UsageError(f"{folder / FIT_FILE} belongs to another fit; start over with --existing overwrite")
     method.load(folder, ctx)
     return Fit(folder, info)
+
+
+def fit_folder(method: Method, dataset: Dataset, key: Mapping[str, Any], out: Path) -> Path:
+    """Where the fit with this key lies."""
+    return out / folder_name(dataset.name) / folder_name(method.learner().name) / f"fit-{digest(key)}"
+
+
+def _made(folder: Path) -> bool:
+    """Whether the fit is there; the folder is listed first, as NFS may remember for a while that it was not."""
+    return folder.name in os.listdir(folder.parent) and (folder / FIT_FILE).exists()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, say: Say, wait: bool) -> Iterator[None]:
+    """Holds the fit's lock, which the system frees if this process dies, wherever it runs.
+
+    If somebody else has it, waits as long as that lives and says for whom; or raises Timeout unless `wait`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{folder}.lock")
+    start, telling = time.monotonic(), 0.0
+    while True:
+        try:
+            lock.acquire(timeout=_LOOK if wait else 0, poll_interval=_LOOK / 2)
+            break
+        except Timeout:
+            if not wait:
+                raise
+        if (waited := time.monotonic() - start) >= telling:
+            telling = waited + _TELL
+            say(f"waiting for {_owner(folder)}, which makes the fit {folder.name} ({duration(waited)} by now)")
+    try:
+        with contextlib.suppress(OSError):
+            Path(f"{folder}{_OWNER}").write_text(f"process {os.getpid()} on {platform.node() or 'this machine'}")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{folder}{_OWNER}")
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return Path(f"{folder}{_OWNER}").read_text() or "another process"
+    except OSError:
+        return "another process"
 
 
 def kept_folder(folder: Path) -> Path:
@@ -110,12 +167,13 @@ def _fit(
     resume: bool,
     say: Say,
     call: Call,
+    wait: bool,
 ) -> None:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
-        with FileLock(str(folder) + ".lock").acquire(timeout=0):
-            if (folder / FIT_FILE).exists():  # made by another process since we looked
+        with _alone(folder, say, wait):
+            if _made(folder):  # made by another process since we looked
                 return
             work = _prepare_work(folder, resume, say)
             ctx = replace(ctx, work=work)
@@ -156,9 +214,9 @@ def _fit(
             write_atomic(temporary / FIT_FILE, pretty_json(info))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # whoever has seen the fit may be deleting it, too
     except Timeout as error:
-        raise UsageError(f"another process is fitting {folder}; wait for it or choose another --out") from error
+        raise Held(f"another process is fitting {folder}; wait for it or choose another --out") from error
 
 
 def _named(costs: Sequence[Cost]) -> list[Cost]:

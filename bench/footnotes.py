@@ -37,6 +37,7 @@ def notes(entries: Sequence[Entry], groups: Sequence[Estimates], options: Option
             "writing, both in the last stage; - where no model is asked or nothing was measured."
         )
         told += _stage_notes(entries)
+        told += _shard_notes(entries)
     return [*told, *_knob_notes(entries), *_identity_notes(entries, options)]
 
 
@@ -148,6 +149,18 @@ def _stage_notes(entries: Sequence[Entry]) -> list[str]:
         if stages:
             told.append(f"{entry.label}: {', '.join(stages)}")
     return [f"Stages before the last, for each text: {'; '.join(told)}."] if told else []
+
+
+def _shard_notes(entries: Sequence[Entry]) -> list[str]:
+    """Rows whose runs were put together of shards: what worked side by side is not what a clock on the wall showed."""
+    counts = {e.label: {len(run.manifest.get("shards") or ()) for run in e.runs} - {0} for e in entries}
+    told = [f"{label} ({', '.join(map(str, sorted(numbers)))})" for label, numbers in counts.items() if numbers]
+    if not told:
+        return []
+    return [
+        f"Made in shards: {', '.join(told)}; seconds are added up over shards, so a rate is that of one worker, and "
+        "memory is the most that one took."
+    ]
 
 
 def _full(entry: Entry, entries: Sequence[Entry]) -> Entry | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from bench import registry, trackers
+from bench import distributed, registry, trackers
 from bench.ablation import Planned, ablated, expand, method_class
 from bench.config import Config, build, parse_overrides
 from bench.errors import UnknownName, UsageError
 from bench.method import Method
 from bench.prices import Prices, read_prices
+from bench.shards import Shard
 from bench.store import DEFAULT_OUT, Existing, check_writable
 from bench.trackers import TrackerName
 from bench.types import Capability, Sampling
@@ -40,8 +42,17 @@ DEFAULT_METRICS = (
 )
 ALL = "all"
 """Stands in --methods for every registered method that engine and dataset can serve."""
+WHO_WORKS = ("shard", "fit_only", "executor", "address", "workers")
+"""Fields of a run's config that say who does what of it, and change no record."""
 LIMIT_SEED = 0
 """Users are chosen by one hash, the same for every method and seed."""
+
+
+class Executor(enum.StrEnum):
+    """What works through a run."""
+
+    LOCAL = "local"  # this process
+    RAY = "ray"  # workers on a Ray cluster
 
 
 class RunConfig(Config):
@@ -73,6 +84,15 @@ class RunConfig(Config):
     """Where losses can be watched while training."""
     prices: Path | None = None
     """A file of prices for the bill; changes nothing that is stored."""
+    shard: str | None = None
+    """Which part of the test users, as "2/4" (see `bench.shards`); None takes all."""
+    fit_only: bool = False
+    """Make the fits that methods need, and nothing else."""
+    executor: Executor = Executor.LOCAL
+    address: str | None = None
+    """Of the Ray cluster; None starts one on this machine."""
+    workers: int | None = Field(default=None, ge=1)
+    """Engines on the Ray cluster; None takes one for each accelerator, or CPU where there is none."""
     dry_run: bool = False
 
     @property
@@ -101,6 +121,11 @@ class Plan:
         return tuple(one.method for one in self.planned)
 
     @property
+    def shard(self) -> Shard | None:
+        """The share of the test users that is asked for; None for all."""
+        return None if self.config.shard is None else Shard.parse(self.config.shard)
+
+    @property
     def baseline(self) -> str | None:
         """The row that an ablation's others are compared with; None leaves it to the table."""
         return ablated(self.planned, self.config.ablate)
@@ -110,6 +135,7 @@ def make_plan(config: RunConfig) -> Plan:
     """Checks everything that can be checked without loading a model. Raises UsageError on the first thing wrong."""
     trackers.check(config.tracker)
     prices = None if config.prices is None else read_prices(config.prices)
+    _check_parts_of_work(config)
     if not config.methods:
         raise UsageError("no method given; --methods takes a comma-separated list, see: python -m bench list methods")
     if not config.seeds:
@@ -143,6 +169,22 @@ def make_plan(config: RunConfig) -> Plan:
     metrics = applicable(metrics, dataset, asked=config.metrics is not None)
     used = encoder if any(m.wants_encoder() for m in methods) else None
     return Plan(config, planned, engine, used, metrics, dataset, overrides, left_out, prices)
+
+
+def _check_parts_of_work(config: RunConfig) -> None:
+    """Refuses flags that contradict one another about who does what."""
+    if config.shard is not None:
+        Shard.parse(config.shard)
+        if config.fit_only:
+            raise UsageError("--fit-only makes whole fits, which shards share; leave --shard out")
+    if config.executor is Executor.RAY:
+        if distributed.launched():
+            raise UsageError("--executor ray starts processes itself; give it without accelerate launch or torchrun")
+        for flag, given in (("--shard", config.shard), ("--fit-only", config.fit_only)):
+            if given:
+                raise UsageError(f"--executor ray divides the work itself; leave {flag} out")
+    elif config.address is not None or config.workers is not None:
+        raise UsageError("--address and --workers go with --executor ray")
 
 
 def _named(names: Sequence[str], engine: type[Engine]) -> tuple[list[str], dict[str, str]]:

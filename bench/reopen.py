@@ -13,7 +13,8 @@ from bench.files import folder_name, read_object
 from bench.fits import FIT_FILE
 from bench.keys import digest
 from bench.plan import RunConfig
-from bench.store import MANIFEST, PLAN, StoredRun, find_runs
+from bench.shards import division, shown
+from bench.store import MANIFEST, PLAN, StoredRun, find_runs, merged
 
 if TYPE_CHECKING:
     from bench.data.split import Dataset
@@ -23,8 +24,10 @@ def complete_run(path: Path) -> StoredRun:
     """The run in a folder. Raises UsageError, with the folders that would do, for what is no complete run."""
     if not path.is_dir():
         raise UsageError(f"no run at {path}; give the folder of one, such as results/runs/planted/dep/KEY")
-    if (path / MANIFEST).is_file():
-        return StoredRun.load(path)
+    if (run := merged(path)) is not None:
+        return run
+    if divided := division(path):
+        raise UsageError(f"{path} is not whole: {divided.told()}; make what is missing with {shown(divided.missing)}")
     if (path / PLAN).is_file():
         raise UsageError(f"{path} is not complete; the command that made it goes on with it")
     fitted = [run.path for run in find_runs(path).runs if run.manifest.get("fit")]

@@ -44,7 +44,7 @@ def rescore(root: Path, metrics: Sequence[str] | None, overrides: Sequence[str],
 
 def left_out(listing: Listing) -> list[str]:
     """One line on every damaged run of a folder, and one on those that are not finished."""
-    notes = [f"left out: {problem}" for problem in listing.problems]
+    notes = [f"left out: {problem}" for problem in (*listing.problems, *listing.divided)]
     if listing.incomplete:
         count, first = len(listing.incomplete), listing.incomplete[0]
         what = "run is" if count == 1 else "runs are"

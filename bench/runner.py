@@ -1,4 +1,7 @@
-"""plan -> fit -> generate -> score, for each method and seed; whatever is complete is never done again."""
+"""plan -> fit -> generate -> score, for each method and seed; whatever is complete is never done again.
+
+With a shard, for its share of the test users (see `bench.shards`).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,18 @@ from bench import costs, distributed, energy
 from bench.ablation import Planned
 from bench.energy import Spent, Stopwatch
 from bench.engines.base import BatchResult
-from bench.errors import UsageError
-from bench.fits import Fit, Say, duration, fit_or_load, kept_folder
+from bench.errors import Held, UsageError
+from bench.files import read_object
+from bench.fits import FIT_FILE, Fit, Say, duration, fit_folder, fit_or_load, kept_folder
 from bench.keys import digest, text_digest
+from bench.merging import merged, missing_joined, run_folder, shard_of, strangers
 from bench.meter import Meter, peak_rss
 from bench.method import HARNESS_VERSION, Context, Method
-from bench.plan import LIMIT_SEED, Plan, asks_model
+from bench.plan import LIMIT_SEED, WHO_WORKS, Plan, asks_model
 from bench.prices import Prices, bill
 from bench.provenance import provenance
+from bench.scoring import separable
+from bench.shards import Shard
 from bench.stages import StageCache, request_key, stage_costs
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun
 from bench.types import Capability, Example, Generation, Request
@@ -48,28 +55,68 @@ def say(line: str) -> None:
 
 
 def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
-    """Runs every method with every seed and scores it; returns the stored runs in that order."""
+    """Runs every method with every seed and scores it; returns the stored runs in that order.
+
+    Of a shard, those runs that are whole with it are returned whole, the others as the shard's.
+    """
     only_cached = plan.config.existing is Existing.ONLY_CACHED
     for name, why in plan.left_out.items():
         report(f"{name}: left out, {why}")
     if not only_cached:
-        _prepare(plan)
+        prepare(plan)
     runs = []
-    fitted: set[str] = set()
-    for planned in plan.planned:
-        for seed in plan.config.seeds:
-            run = MethodRun(plan, planned, seed, fitted, report).finish()
-            if only_cached:
-                _check_scored(run, plan.metrics)
-            runs.append(run)
-            report(summary(run, plan.prices))
+    for run in _finished(plan, report):
+        if only_cached:
+            _check_scored(run, plan.metrics)
+        runs.append(run)
     distributed.from_main(None)  # sends the others home
     distributed.leave()
     plan.engine.close()
     # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
     for run in runs:
         score_run(run, plan.dataset, plan.metrics)
-    return runs
+    return [whole_of(run, plan) if shard_of(run) else run for run in runs]
+
+
+def whole_of(run: StoredRun, plan: Plan) -> StoredRun:
+    """The whole run that a scored shard is of, if the others are there and scored, too; else the shard."""
+    whole = merged(run_folder(run))
+    if whole is not None and not missing_joined(whole, [metric.name for metric in separable(plan.metrics)]):
+        score_run(whole, plan.dataset, plan.metrics)
+    return whole or run
+
+
+def _finished(plan: Plan, report: Say) -> list[StoredRun]:
+    """All runs, complete. A shard leaves those whose fit another process is making to the end, and then waits."""
+    fitted: set[str] = set()
+    shard = plan.shard
+    left = [(planned, seed) for planned in plan.planned for seed in plan.config.seeds]
+    order, done = list(left), {}
+    for wait in (False, True):
+        for planned, seed in left:
+            try:
+                run = MethodRun(plan, planned, seed, fitted, report, shard, wait).finish()
+            except Held:
+                if shard is None or wait:
+                    raise
+                report(f"{planned.title}: another process is making what it needs; other work comes first")
+                continue
+            done[planned, seed] = run
+            report(summary(run, plan.prices))
+        left = [one for one in left if one not in done]
+    return [done[one] for one in order]
+
+
+def fit_all(plan: Plan, report: Say = say) -> list[Path]:
+    """Makes all fits that the runs of a plan need, and nothing else; returns where they lie."""
+    prepare(plan)
+    fitted: set[str] = set()
+    runs = [MethodRun(plan, planned, seed, fitted, report) for planned in plan.planned for seed in plan.config.seeds]
+    found = [fit.folder for run in runs if (fit := run.only_fit()) is not None]
+    distributed.from_main(None)  # sends the others home
+    distributed.leave()
+    plan.engine.close()
+    return list(dict.fromkeys(found))
 
 
 def help_training(plan: Plan) -> None:
@@ -82,7 +129,7 @@ def help_training(plan: Plan) -> None:
     distributed.leave()
 
 
-def _prepare(plan: Plan) -> None:
+def prepare(plan: Plan) -> None:
     """Brings everything that will be needed to this machine and finds out what cannot work, before long work."""
     if any(asks_model(m) for m in plan.methods):
         plan.engine.prepare()
@@ -118,12 +165,30 @@ def _check_scored(run: StoredRun, metrics: Sequence[Metric]) -> None:
 class MethodRun:
     """One method with one seed on one dataset."""
 
-    def __init__(self, plan: Plan, planned: Planned, seed: int, fitted: set[str], report: Say) -> None:
-        """`fitted` holds the keys of the fits that the command has made or found, so that none is made twice."""
+    def __init__(
+        self,
+        plan: Plan,
+        planned: Planned,
+        seed: int,
+        fitted: set[str],
+        report: Say,
+        shard: Shard | None = None,
+        wait: bool = False,
+    ) -> None:
+        """`fitted` holds the keys of the fits that the command has made or found, so that none is made twice. `wait`:
+        for a fit that another process is making, in place of raising Held."""
         self.plan, self.planned, self.seed, self.fitted, self.report = plan, planned, seed, fitted, report
         self.method = type(planned.method)(planned.method.config)  # one object a run: nothing is carried over
         self.meter = Meter()
-        self.examples = {example.id: example for example in plan.dataset.test.examples}
+        self.shard, self.wait = shard, wait
+        examples = plan.dataset.test.examples
+        users = shard.users(example.user_id for example in examples) if shard else None
+        self.examples = {e.id: e for e in examples if users is None or e.user_id in users}
+
+    @property
+    def title(self) -> str:
+        """As reports call it."""
+        return f"{self.planned.title} {self.shard}" if self.shard else self.planned.title
 
     # -- keys ---------------------------------------------------------------------------------------------------
 
@@ -170,7 +235,9 @@ class MethodRun:
     def _about(self) -> dict[str, Any]:
         config = self.plan.config
         return {
-            "config": config.model_dump(mode="json", exclude={"out", "existing", "dry_run", "tracker", "prices"}),
+            "config": config.model_dump(
+                mode="json", exclude={"out", "existing", "dry_run", "tracker", "prices", *WHO_WORKS}
+            ),
             "data": _data_told(self.plan.dataset),
             "limit_seed": LIMIT_SEED,
             "provenance": provenance(),
@@ -181,14 +248,18 @@ class MethodRun:
     def finish(self) -> StoredRun:
         """The complete run: as stored, or made now."""
         description = self.description()
-        with RunFolder(self.plan.config.out, description) as folder:
+        with RunFolder(self.plan.config.out, description, self.shard) as folder:
             if folder.open(self.plan.config.existing, self._about()).reuse:
-                self.report(f"{self.planned.title}: complete at {folder.path}, taken as it is")
+                self.report(f"{self.title}: complete at {folder.path}, taken as it is")
                 return self._named(folder)
+            for line in strangers(folder.path.parents[1]) if self.shard else ():
+                self.report(f"{self.title}: {line}")
+            if not self.examples:
+                return self._nothing(folder)
             ctx = self.context(folder.path)
             self._settle(folder)
             fit = self._fit(description, ctx)
-            ctx = replace(ctx, kept=kept_folder(fit.folder) if fit else folder.path / _KEPT)
+            ctx = replace(ctx, kept=self._kept(folder, fit))
             answers = self.method.answer(list(self.examples.values()), ctx)
             self._settle(folder)
             if answers is None:
@@ -214,6 +285,37 @@ class MethodRun:
     def _settle(self, folder: RunFolder) -> None:
         """Books what this process has paid, whatever becomes of it; users' adapters are told in full at the end."""
         costs.append_costs(folder.file(costs.LEDGER), self.meter.settle(keep="adapt"))
+
+    def only_fit(self) -> Fit | None:
+        """The fit alone; None for a method that learns nothing."""
+        if type(self.method).fit is Method.fit:
+            return None
+        description, config = self.description(), self.plan.config
+        folder = fit_folder(self.method, self.plan.dataset, self._fit_key(description), config.out)
+        if config.existing is not Existing.OVERWRITE and (folder / FIT_FILE).exists():
+            self.report(f"{self.title}: the fit is at {folder}")
+            return Fit(folder, read_object(folder / FIT_FILE))
+        fit = self._fit(description, self.context(config.out))
+        if fit is not None:
+            self.report(f"{self.title} (seed {self.seed}): trained {duration(fit.info['seconds'])}, at {fit.folder}")
+        return fit
+
+    def fit_digest(self) -> str | None:
+        """Names the fit that the run needs; None for a method that learns nothing."""
+        return None if type(self.method).fit is Method.fit else digest(self._fit_key(self.description()))
+
+    def _kept(self, folder: RunFolder, fit: Fit | None) -> Path:
+        """Shards work side by side, so each keeps what it computes with a fit in a place of its own."""
+        if fit is None:
+            return folder.path / _KEPT
+        return kept_folder(fit.folder) / self.shard.folder if self.shard else kept_folder(fit.folder)
+
+    def _nothing(self, folder: RunFolder) -> StoredRun:
+        """A shard without users, as there are more shards than these: complete at once."""
+        folder.resume([])
+        truth = Capability.TRUTH in self.method.needs
+        name = label(self.method)
+        return folder.finish(provenance=provenance(), label=name, variant=self.planned.variant, truth=truth)
 
     def _named(self, folder: RunFolder) -> StoredRun:
         """A run that is there already, under the name that it has in this command."""
@@ -242,7 +344,7 @@ class MethodRun:
             cache = StageCache(folder / _STAGES, name)
             distinct = {request_key(request) for request in requests}
             self._announce(cache.missing(requests), len(distinct), f"prompts of stage {name}")
-            with self._bar(f"{self.planned.title}: {name}", len(distinct), 0) as bar:
+            with self._bar(f"{self.title}: {name}", len(distinct), 0) as bar:
                 return cache.run(plan.engine, requests, bar.update)
 
         if asks_model(self.method):
@@ -257,16 +359,17 @@ class MethodRun:
         key = self._fit_key(description)
         quiet = replace(ctx, stage_runner=None)
         mark = digest(key)
-        existing = Existing.RESUME if mark in self.fitted else config.existing  # overwritten once, then shared
+        shared = mark in self.fitted or self.shard is not None  # overwritten once, then shared
+        existing = Existing.RESUME if shared else config.existing
 
         def told(line: str) -> None:
-            self.report(f"{self.planned.title}: {line}")
+            self.report(f"{self.title}: {line}")
 
         def call() -> None:
             number = next(i for i, one in enumerate(self.plan.planned) if one is self.planned)
             distributed.from_main([number, self.seed])
 
-        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told, call)
+        fit = fit_or_load(self.method, self.plan.dataset, quiet, key, config.out, existing, told, call, self.wait)
         self.fitted.add(mark)
         self.meter.seconds.pop("embed", None)  # what the fit embedded is told by the fit
         return fit
@@ -281,7 +384,7 @@ class MethodRun:
         done = folder.resume([[requests[i].example_id for i in batch] for batch in batches])
         left = [i for batch in batches[done:] for i in batch]
         self._announce([requests[i] for i in left], len(requests), "examples")
-        with self._bar(self.planned.title, len(requests), len(requests) - len(left)) as bar:
+        with self._bar(self.title, len(requests), len(requests) - len(left)) as bar:
             asked = [[requests[i] for i in batch] for batch in batches[done:]]
             self.meter.start_peak()
             watch = Stopwatch(self.plan.engine.accelerators())
@@ -306,7 +409,7 @@ class MethodRun:
             long = f", at most about {duration(seconds)} here"
         again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
         self.report(
-            f"{self.planned.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "
+            f"{self.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "
             f"up to {new:,} new ones{long}. Smaller with --limit, --max-new-tokens, --max-prompt-tokens."
         )
 
@@ -376,10 +479,11 @@ def _method_key(method: Method) -> dict[str, Any]:
 def score_run(run: StoredRun, dataset: Dataset, metrics: Sequence[Metric], force: bool = False) -> list[str]:
     """Scores a stored run with the metrics that are not yet in its scores (with all of them if `force`).
 
-    Returns the names of the metrics that were computed.
+    A shard only with those that the whole can take from it. Returns the names of the metrics that were computed.
     """
     from bench.scoring import join, missing_metrics, score, write_scores
 
+    metrics = separable(metrics) if shard_of(run) else metrics
     wanted = list(metrics) if force else missing_metrics(run, metrics)
     if wanted:
         inputs = join(run.records, dataset.test, dataset.truth, dataset.population)
@@ -391,7 +495,8 @@ def summary(run: StoredRun, prices: Prices | None = None) -> str:
     """One line on a finished run."""
     totals = run.totals
     fit = run.manifest.get("fit") or {}
-    parts = [f"{run.title} (seed {run.description['seed']}): {totals['examples']} examples"]
+    which = f"{run.title} {shard}" if (shard := shard_of(run)) else run.title
+    parts = [f"{which} (seed {run.description['seed']}): {totals['examples']} examples"]
     if totals["wall_seconds"]:
         parts[0] += f" in {duration(totals['wall_seconds'])} ({totals['examples'] / totals['wall_seconds']:.2f}/s)"
         parts.append(f"{totals['prompt_tokens']:,} prompt and {totals['output_tokens']:,} new tokens")

@@ -92,6 +92,17 @@ def missing_metrics(run: StoredRun, metrics: Sequence[Metric]) -> list[Metric]:
     return [metric for metric in metrics if known.get(metric.name) != metric.signature()]
 
 
+def separable(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those that give a text the same value whatever texts are judged with it, so that shards can be scored apart.
+
+    A metric that looks at all examples first, by an `observe` of its own, is none of them.
+    """
+    from bench.metrics.base import Metric
+
+    usual = getattr(Metric, "observe", None)
+    return [metric for metric in metrics if getattr(type(metric), "observe", None) is usual]
+
+
 def write_scores(run: StoredRun, scores: Scores, merge: bool = True) -> None:
     """Stores scores beside a run's records, one line an example in their order.
 

@@ -4,6 +4,7 @@
 `records.jsonl` (one line an example, in the order of the batch plan), `scores.json` and `scores.jsonl` (written by
 scoring) and `manifest.json` (only for a complete run). A batch's timing reaches the disk before its records do, so a
 batch is complete exactly when its records are. Times lie apart, so that records of two runs compare byte by byte.
+A shard of a run has the same files in a folder below (see `bench.shards`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from bench import costs
-from bench.errors import UsageError
+from bench.errors import Held, UsageError
 from bench.files import (
     check_writable,
     file_digest,
@@ -35,6 +36,8 @@ from bench.files import (
     write_atomic,
 )
 from bench.keys import canonical_json, difference, digest
+from bench.merging import find_runs, merged
+from bench.shards import PART, SHARDS, Shard, division, parts, shown
 from bench.stored import (
     DEFAULT_OUT,
     ERROR_FIELD,
@@ -48,7 +51,6 @@ from bench.stored import (
     MetricInfo,
     StoredRun,
     StoredScores,
-    find_runs,
     read_scores,
     write_scores,
 )
@@ -69,6 +71,7 @@ __all__ = [
     "StoredScores",
     "check_writable",
     "find_runs",
+    "merged",
     "read_scores",
     "write_scores",
 ]
@@ -76,6 +79,9 @@ __all__ = [
 LOCK = ".lock"
 CLEARING = ".clearing"
 """Stands in a folder while it is emptied: if that is cut short, the next process empties it again."""
+
+_PATIENCE = 60.0
+"""Seconds to wait for the lock of a divided run, which other shards hold for a moment when they begin and merge."""
 
 Record = Mapping[str, Any]
 
@@ -104,13 +110,14 @@ class RunFolder:
     Usage: `open` decides, `resume` cuts the files back to whole batches, `append` adds one batch, `finish` completes.
     """
 
-    def __init__(self, out: Path, description: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, description: Mapping[str, Any], shard: Shard | None = None) -> None:
         """`description` is everything that can change a record; `description["dataset"]["name"]` and
-        `description["method"]["name"]` name the folders, its digest the run."""
+        `description["method"]["name"]` name the folders, its digest the run. A `shard` has a folder in the run's."""
         self.description = json.loads(canonical_json(description))
         self.key = digest(self.description)
         dataset, method = str(description["dataset"]["name"]), str(description["method"]["name"])
         self.path = out / folder_name(dataset) / folder_name(method) / self.key
+        self.shard = shard
         self._lock: Any = None
         self._batches: list[list[str]] | None = None
         self._done = 0
@@ -139,8 +146,12 @@ class RunFolder:
         `about` is for people (command, provenance) and changes nothing. Raises UsageError if another process holds
         the folder, if the folder holds another or a damaged run, or if `only-cached` finds no complete run.
         """
-        if existing is not Existing.OVERWRITE and self._complete():
+        if existing is not Existing.OVERWRITE and merged(self.path) is not None and self._complete():
             return Decision(reuse=True)
+        if self.shard is not None:
+            self._enter_shard(self.shard, existing)
+            if existing is not Existing.OVERWRITE and self._complete():
+                return Decision(reuse=True)
         if existing is Existing.ONLY_CACHED:
             state = "is not complete" if self.file(PLAN).exists() else "does not exist"
             raise UsageError(f"--existing only-cached: the run {self.path} {state}; run it with --existing resume")
@@ -149,6 +160,8 @@ class RunFolder:
             if existing is not Existing.OVERWRITE and self._complete():  # finished while we waited for the lock
                 self.close()
                 return Decision(reuse=True)
+            if existing is Existing.RESUME:
+                self._check_undivided()
             if existing is not Existing.RESUME or self.file(CLEARING).exists():
                 self._clear()
             return Decision(reuse=False, stored_batches=self._claim(about or {}))
@@ -158,6 +171,52 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
+
+    def _enter_shard(self, shard: Shard, existing: Existing) -> None:
+        """From here on this is the folder of a shard, once the run's folder is known to hold its like alone."""
+        if existing is not Existing.ONLY_CACHED:
+            self._acquire(_PATIENCE)
+            try:
+                self._admit(shard, existing)
+            except OSError as error:
+                raise UsageError(f"cannot prepare {self.path}: {error.strerror}; choose another --out") from error
+            finally:
+                self.close()
+        self.path = self.path / SHARDS / shard.folder
+        self.description = {**self.description, PART: asdict(shard)}
+        self.key = digest(self.description)
+
+    def _admit(self, shard: Shard, existing: Existing) -> None:
+        """Makes the shard's folder, or refuses to beside an undivided run or a division into another number.
+
+        To overwrite, such are deleted first, as is what was merged of earlier shards.
+        """
+        others = {part: folder for part, folder in parts(self.path).items() if part.of != shard.of}
+        alone = self.file(PLAN).exists() and not self.file(SHARDS).exists()
+        if existing is Existing.OVERWRITE:
+            for folder in others.values():
+                _delete_free(folder)
+            self._clear(keep=SHARDS)
+        elif others:
+            raise UsageError(
+                f"{self.path} is divided into {next(iter(others)).of} shards, so there is no --shard {shard}; give "
+                "that number, or start over with --existing overwrite"
+            )
+        elif alone:
+            raise UsageError(
+                f"{self.path} was begun without --shard; go on without it, or start over with --existing overwrite"
+            )
+        self.file(SHARDS).mkdir(exist_ok=True)
+        (self.file(SHARDS) / shard.folder).mkdir(exist_ok=True)
+
+    def _check_undivided(self) -> None:
+        """Refuses an undivided run where there are shards, some of which are missing."""
+        divided = division(self.path)
+        if divided is not None:
+            raise UsageError(
+                f"{self.path} is not whole: {divided.told()}; make what is missing with {shown(divided.missing)}, or "
+                "start over with --existing overwrite"
+            )
 
     def _complete(self) -> bool:
         if not self.file(MANIFEST).exists():
@@ -180,27 +239,30 @@ class RunFolder:
                 "start over with --existing overwrite"
             )
 
-    def _acquire(self) -> None:
+    def _acquire(self, wait: float = 0.0) -> None:
         from filelock import FileLock, Timeout
 
         check_writable(self.path)
         lock = FileLock(str(self.file(LOCK)))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait, poll_interval=0.1)
         except Timeout as error:
-            raise UsageError(f"another process is writing {self.path}; wait for it or choose another --out") from error
+            raise Held(f"another process is writing {self.path}; wait for it or choose another --out") from error
         except (NotImplementedError, OSError) as error:
             raise UsageError(f"cannot lock {self.path} ({error}); choose an --out on a local file system") from error
         self._lock = lock
 
-    def _clear(self) -> None:
-        """Deletes all but the lock. The manifest goes first: half a folder must never look complete."""
+    def _clear(self, keep: str = LOCK) -> None:
+        """Deletes all but the lock and `keep`. The manifest goes first: half a folder must never look complete."""
         self.file(CLEARING).touch()
         with contextlib.suppress(FileNotFoundError):
             self.file(MANIFEST).unlink()
         for child in self.path.iterdir():
-            if child.name in (LOCK, CLEARING):
+            if child.name in (LOCK, CLEARING, keep):
                 continue
+            if child.name == SHARDS:
+                for folder in parts(self.path).values():
+                    _delete_free(folder)
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)
             else:
@@ -347,6 +409,17 @@ class RunFolder:
             manifest = read_object(self.file(MANIFEST))
             if manifest.get("variant") is None:
                 write_atomic(self.file(MANIFEST), pretty_json({**manifest, "variant": variant}))
+
+
+def _delete_free(folder: Path) -> None:
+    """Deletes a shard's folder. Raises Held if a process is writing it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(str(folder / LOCK)).acquire(timeout=0):
+            shutil.rmtree(folder)
+    except Timeout as error:
+        raise Held(f"another process is writing {folder}; wait for it or choose another --out") from error
 
 
 class _Tail:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -214,35 +213,5 @@ class Listing:
     """Started, not finished."""
     problems: tuple[str, ...]
     """Damaged or foreign folders, one line each."""
-
-
-def find_runs(root: Path) -> Listing:
-    """Everything under `root`, which may be one run's folder, a dataset's, or the whole store.
-
-    Raises UsageError if there is no such folder. Damaged runs are reported, never returned.
-    """
-    if not root.is_dir():
-        raise UsageError(f"no folder of runs at {root}; make one with: python -m bench run")
-    runs: list[StoredRun] = []
-    incomplete: list[Path] = []
-    problems: list[str] = []
-    for folder, children, files in os.walk(root):
-        children.sort()
-        if MANIFEST not in files and PLAN not in files:
-            continue
-        children.clear()
-        path = Path(folder)
-        if MANIFEST not in files:
-            incomplete.append(path)
-            continue
-        try:
-            run = StoredRun.load(path)
-        except UsageError as error:
-            problems.append(str(error))
-            continue
-        problem = run.damage()
-        if problem:
-            problems.append(problem)
-        else:
-            runs.append(run)
-    return Listing(tuple(runs), tuple(incomplete), tuple(problems))
+    divided: tuple[str, ...] = ()
+    """Runs of which shards are missing, one line each (see `bench.shards`)."""

@@ -23,7 +23,8 @@ from bench.data.spec import FilterConfig, SplitConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
-PAGES = sorted([*DOCS.glob("adding-*.md"), *(DOCS / f"{name}.md" for name in ("metrics", "report", "your-own-data"))])
+NAMED = ("metrics", "on-a-cluster", "report", "your-own-data")
+PAGES = sorted([*DOCS.glob("adding-*.md"), *(DOCS / f"{name}.md" for name in NAMED)])
 
 SUBSTITUTIONS = {
     # All that is run otherwise than it is written: no weights, no network, a world of a dozen users.
@@ -195,6 +196,65 @@ def test_the_page_on_own_data_gives_datasets_that_work(reader: Reader) -> None:
     whole = json.loads(said["python -m bench data show tea.toml --audit full --json"])
     assert whole["audit"]["leaks"] == 0
     assert len(list((reader.folder / "pictures").glob("*.svg"))) == 5
+
+
+SBATCH = """#!/bin/bash
+# Runs a job at once, task after task of an array: what it needs of Slurm.
+array=1-1
+for argument in "$@"; do
+  case $argument in
+    --array=*) array=${argument#*=} ;;
+    --export=ALL,*) export "${argument#--export=ALL,}" ;;
+    --*) ;;
+    *) file=$argument ;;
+  esac
+done
+for SLURM_ARRAY_TASK_ID in $(seq "${array%-*}" "${array#*-}"); do
+  export SLURM_ARRAY_TASK_ID
+  bash "$file" >> "job-$STEP.log"
+done
+echo 17
+"""
+
+
+@pytest.mark.slow
+def test_the_page_on_clusters_makes_the_same_table_in_each_way(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    small = "--engine fake --metrics rouge1,length_ratio --set planted.users=12 --set planted.items=20"
+    monkeypatch.setitem(SUBSTITUTIONS, " --methods nonperso,rag,dep", " --methods nonperso,rag")
+    monkeypatch.setitem(SUBSTITUTIONS, "accelerate launch --multi_gpu --num_processes 4 -m", "python -m")
+    monkeypatch.setitem(SUBSTITUTIONS, "--methods dep", f"{small} --methods nonperso")
+    monkeypatch.setitem(SUBSTITUTIONS, "--address auto --workers 8", "--workers 2")
+    monkeypatch.setitem(SUBSTITUTIONS, "ray start --head", "true")
+    monkeypatch.setitem(SUBSTITUTIONS, "ray stop", "true")
+    script = (DOCS / "examples" / "slurm-array.sbatch").read_text()
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    (reader.folder / "slurm-array.sbatch").write_text(script.replace("nonperso,rag,dep", f"nonperso,rag {small}"))
+    (reader.python / "sbatch").write_text(SBATCH)
+    (reader.python / "sbatch").chmod(0o755)
+    reader.folder.joinpath("runs").mkdir()
+    tables = []
+    for block in blocks("on-a-cluster.md"):
+        monkeypatch.setenv("STEP", "none")
+        for line in block.text.replace("\\\n", " ").splitlines():
+            command = line.partition(" #")[0].strip()
+            if re.match(r"\w+=", command):  # a variable that a later line uses
+                command, later = f"{command}; echo ${command.partition('=')[0]}", command.partition("=")[0]
+                reader.do(command)
+                monkeypatch.setenv(later, reader.said[command].strip())
+            else:
+                reader.do(command)
+        found = reader.folder / "runs"
+        if found.exists() and any(found.rglob("manifest.json")):
+            reader.do("python -m bench table runs --json")
+            tables.append(json.loads(reader.said["python -m bench table runs --json"]))
+            shards = {path.parent.name for path in found.rglob("shards/*/manifest.json")}
+            assert len(shards) in (2, 4)
+            found.rename(reader.folder / f"runs-{len(tables)}")
+    assert len(tables) == 3
+    scores = [{row["method"]: row["metrics"] for row in table} for table in tables]
+    assert scores[0] == scores[1] == scores[2]
+    assert "Leaderboard: planted" in (reader.folder / "job-table.log").read_text()
 
 
 @pytest.mark.slow

@@ -167,7 +167,8 @@ def test_the_best_round_counts(monkeypatch: pytest.MonkeyPatch, folder: Path) ->
         return BatchResult([Generation("x", 1, 1, "length") for _ in batch])
 
     monkeypatch.setattr(FakeEngine, "run", paused)
-    asked = replace(SMALL, model=str(folder), contenders=("fake",), kinds=("ids",), requests=2, rounds=3, overrides=())
+    few = {"new_tokens": (3, 3), "requests": 2, "rounds": 3, "overrides": ()}
+    asked = replace(SMALL, model=str(folder), contenders=("fake",), kinds=("ids",), **few)
     (row,) = measure(asked)["rows"]
     assert row["seconds"] < 0.3
     assert row["prefill_tokens_per_second"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ class FakeConfig(Config):
     """Most requests in a batch."""
     context_length: int = Field(default=8192, ge=1)
     """Tokens the pretended model takes."""
+    seconds: float = Field(default=0.0, ge=0)
+    """That a batch pretends to take."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -56,6 +59,7 @@ class FakeEngine(Engine):
         return grouped(lengths, groups, [r.example_id for r in requests], self.config.max_batch, 1 << 30)
 
     def run(self, batch: Sequence[Request]) -> BatchResult:
+        time.sleep(self.config.seconds)
         return BatchResult([self._answer(request) for request in batch])
 
     def _answer(self, request: Request) -> Generation:
