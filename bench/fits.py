@@ -113,12 +113,14 @@ def _fit(
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(str(folder) + ".lock").acquire(timeout=0):
+        with FileLock(str(folder) + ".lock").acquire(timeout=0), ctx.engine.training():
             if (folder / FIT_FILE).exists():  # made by another process since we looked
                 return
             work = _prepare_work(folder, resume, say)
             ctx = replace(ctx, work=work)
             meter: Meter = ctx.meter
+            with meter.phase("load"):
+                ctx.engine.load()
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
             plan = method.training_plan(dataset.train, dataset.dev, ctx)

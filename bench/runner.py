@@ -77,7 +77,8 @@ def help_training(plan: Plan) -> None:
         number, seed = called
         run = MethodRun(plan, plan.planned[number], seed, set(), lambda _: None)
         ctx = replace(run.context(plan.config.out), stage_runner=None)
-        run.method.fit(plan.dataset.train, plan.dataset.dev, ctx)
+        with plan.engine.training():
+            run.method.fit(plan.dataset.train, plan.dataset.dev, ctx)
     distributed.leave()
 
 
@@ -161,6 +162,8 @@ class MethodRun:
         dataset = self.plan.dataset
         trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
         parts = {k: description[k] for k in ("engine", "encoder", "prompt", "code", "seed")}
+        if asks_model(self.method):
+            parts["engine"] = self.plan.engine.training_identity()
         learner = self.method.learner()
         parts["method"] = {"name": learner.name, "version": learner.version, "config": self.method.fit_config()}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
@@ -278,7 +281,8 @@ class MethodRun:
             start = time.perf_counter()
             for number, result in enumerate(self.plan.engine.stream(asked, bar.update), done):
                 now = time.perf_counter()
-                self._store_batch(folder, number, asked[number - done], result, now - start)
+                self.meter.add("load", result.load_seconds)
+                self._store_batch(folder, number, asked[number - done], result, now - start - result.load_seconds)
                 self.meter.start_peak()
                 start = now
 

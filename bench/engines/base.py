@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +39,8 @@ class BatchResult:
     decode_seconds: float = 0.0
     splits: int = 0
     """How often the batch was halved because it did not fit into memory."""
+    load_seconds: float = 0.0
+    """What the caller waited for, beside the batch itself, because the engine had to be started first."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Engine(ABC):
 
         Known once prepared, without loading weights; part of every run's key.
         """
+
+    def training_identity(self) -> dict[str, str]:
+        """The same of what `language_model` gives, part of every fit's key. Default: the engine's own."""
+        return self.identity()
 
     @property
     @abstractmethod
@@ -112,6 +119,14 @@ class Engine(ABC):
     def speed(self) -> Speed | None:
         """Rates measured while warming up, or None where they mean nothing."""
         return None
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Open while a method fits: all that the engine does then is done with the weights that are trained on.
+
+        Default: nothing, as they are the ones that it always answers with.
+        """
+        yield
 
     def language_model(self, adapter: str | None = None) -> LanguageModel:
         """The weights, for training. Raises UsageError where an engine has none at hand.
