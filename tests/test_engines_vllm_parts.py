@@ -1,4 +1,4 @@
-"""What the vllm engine is made of, without vLLM: adapters as peft folders, embedding rows, settings, who answers when."""
+"""What the vllm engine is made of, without vLLM: adapters as peft folders, embedding rows, settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_adapters_that_cannot_be_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"nonsense")
     with pytest.raises(UsageError, match="holds no user's adapter"):
         shelf.rank(None, str(tmp_path / "file"))
-    with pytest.raises(UsageError, match="different models: m.q"):
+    with pytest.raises(UsageError, match=r"different models: m\.q"):
         peft_folders.added([{"m.q": pair(1)}, {"m.q": pair(1, width=7)}])
 
 
@@ -241,7 +241,7 @@ def test_arguments_pass_the_knobs_on(folder: Path, monkeypatch: pytest.MonkeyPat
     assert engine.identity()["quantization"] == "fp8"
 
 
-# -- the engine without vLLM --------------------------------------------------------------------------------------------
+# -- the engine without vLLM ------------------------------------------------------------------------------------------
 
 
 def test_without_the_package_there_is_one_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,6 @@ def test_while_training_the_trained_weights_answer(engine: VLLMEngine, folder: P
         lm = engine.language_model()
         before = engine.run([ask("Hello there")]).generations
         with torch.no_grad():
-            lm.model.get_output_embeddings().weight.roll(1, 0)
             lm.model.get_output_embeddings().weight.copy_(lm.model.get_output_embeddings().weight.roll(1, 0))
         after = engine.run([ask("Hello there")]).generations
     assert before == engine_of(folder).run([ask("Hello there")]).generations
@@ -274,7 +273,7 @@ def test_while_training_the_trained_weights_answer(engine: VLLMEngine, folder: P
 class Scripted:
     """In place of a session: notes what it was started for, and answers with the prompt's own tokens."""
 
-    started: list[dict[str, Any]] = []
+    started: ClassVar[list[dict[str, Any]]] = []
     context_length = 300
     ends = (1,)
     seconds = 5.0
@@ -325,7 +324,7 @@ def test_embeddings_that_vllm_takes_otherwise_are_refused(
     scripted: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Scripted, "by_vectors", -2.0)
-    with pytest.raises(UsageError, match="another form than transformers.*use --engine hf"):
+    with pytest.raises(UsageError, match=r"another form than transformers.*use --engine hf"):
         scripted.run([ask(slot("h"), soft={"h": np.ones((1, 32), np.float32)})])
 
 
@@ -366,7 +365,7 @@ class Stepped:
         self.aborted += names
 
 
-def session_over(engine: Stepped, rows: int = 3, monkeypatch: Any = None) -> Session:
+def session_over(engine: Stepped, rows: int = 3) -> Session:
     session = Session.__new__(Session)
     session._engine, session.rows, session._count = engine, rows, 0
     session.ends, session.context_length = [1], 50

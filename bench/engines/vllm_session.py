@@ -122,10 +122,8 @@ class Session:
 
     def add_adapter(self, adapter: tuple[str, int, str]) -> None:
         """Has vLLM read an adapter. Raises UsageError for one that it cannot serve."""
-        from vllm.lora.request import LoRARequest
-
         try:
-            self._engine.add_lora(LoRARequest(*adapter))
+            self._engine.add_lora(_lora(adapter))
         except Exception as error:  # workers pass on whatever they met
             raise UsageError(f"vLLM cannot serve the adapter {adapter[0]}: {first_line(error)}") from error
 
@@ -173,10 +171,8 @@ class Session:
         if room < 1:
             answer.error = f"the prompt has {ask.length} tokens, the model's context {self.context_length}"
             return None
-        from vllm.lora.request import LoRARequest
-
         self._count += 1
-        lora = LoRARequest(*ask.adapter) if ask.adapter else None
+        lora = _lora(ask.adapter) if ask.adapter else None
         try:
             params = sampling_params(ask.sampling, ask.seed, room, self.ends)
             self._engine.add_request(str(self._count), ask.prompt(), params, lora_request=lora)
@@ -226,6 +222,12 @@ class Session:
             quietly(engine.engine_core.shutdown)
             del engine
             quietly(_clean_up)
+
+
+def _lora(adapter: tuple[str, int, str]) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(*adapter)
 
 
 def sampling_params(sampling: Sampling, seed: int, room: int, ends: Sequence[int]) -> Any:
