@@ -116,14 +116,12 @@ def test_vectors_of_real_rows_give_the_text_of_ids(real: VLLMEngine, hf: HFEngin
     rows = EmbeddingRows(hf.folder, torch.float32)
     soft = []
     for request in requests:
-        head, _, tail = request.messages[0].content.partition(" of a ")
+        head, part, tail = request.messages[0].content.partition(" of a")
         # The same tokens, a part of them as vectors.
-        ids = hf.tokenizer(" of a", add_special_tokens=False)["input_ids"]
-        message = Message("user", f"{head}{slot('s')} {tail}")
+        ids = hf.tokenizer(part, add_special_tokens=False)["input_ids"]
+        message = Message("user", f"{head}{slot('s')}{tail}")
         whole = Request(request.example_id, "g", (message,), request.sampling, 0, {"s": rows.of(ids)})
-        assert [i for i in hf.encode(whole).ids if i != 2] == [
-            i for i in hf.encode(request).ids if i not in (2, *ids)
-        ] or True
+        assert len(hf.encode(whole).ids) == len(hf.encode(request).ids)
         soft.append(whole)
     ours = answers(real, soft)
     assert equal(ours, by_ids) == 8
@@ -181,7 +179,7 @@ def test_adapters_shared_own_and_both_write_what_the_hf_engine_writes(tmp_path: 
 FIELDS = ("stage", "messages", "sampling", "seed", "soft", "adapter", "steering", "user_adapter")
 
 
-# -- whole runs ---------------------------------------------------------------------------------------------------------
+# -- whole runs -------------------------------------------------------------------------------------------------------
 
 RUN = ("run", "--engine", "vllm", "--model", MODEL, "--dataset", "planted", "--metrics", "rouge1", *TINY)
 QUICK = ("--max-new-tokens", "24", "--max-prompt-tokens", "512", "--set", "vllm.kv_cache_gib=0.5")

@@ -138,7 +138,7 @@ class VLLMEngine(Engine):
         return self._hf.depth
 
     def peak_memory(self) -> int | None:
-        # vLLM's workers are other processes, and hold a fixed share of the memory whatever is asked.
+        # vLLM holds a fixed share of an accelerator's memory, whatever is asked, and in other processes.
         return self._hf.peak_memory() if self._training else None
 
     def speed(self) -> Speed | None:
@@ -199,6 +199,10 @@ class VLLMEngine(Engine):
         return session, session.seconds
 
     @property
+    def _parallel(self) -> bool:
+        return self.config.tensor_parallel_size * self.config.pipeline_parallel_size > 1
+
+    @property
     def _rows(self) -> int:
         return self.config.max_seqs or (16 if self.device == "cpu" else 256)
 
@@ -213,7 +217,9 @@ class VLLMEngine(Engine):
             "max_num_seqs": self._rows,
             "tensor_parallel_size": config.tensor_parallel_size,
             "pipeline_parallel_size": config.pipeline_parallel_size,
-            "distributed_executor_backend": "mp",
+            # On a CPU vLLM works in this process, which starts in half the time; elsewhere in others, whose end gives
+            # an accelerator's memory back to whoever trains next.
+            "distributed_executor_backend": "uni" if on_cpu and not self._parallel else "mp",
             "gpu_memory_utilization": config.gpu_memory_utilization,
             **({"kv_cache_memory_bytes": int(cache * 2**30)} if cache else {}),
             "kv_cache_dtype": config.kv_cache_dtype,

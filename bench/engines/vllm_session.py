@@ -1,16 +1,17 @@
 """A started vLLM: requests go in as others finish, so that few prompts are held as vectors at a time.
 
-vLLM's scheduler runs in this process and its workers in processes of their own. The composition of its batches is then
-a function of the requests (with the scheduler in another process it is one of timing), and ending the workers gives all
-memory back.
+vLLM's scheduler runs in this process. The composition of its batches is then a function of the requests; with the
+scheduler in another process it is one of timing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ class Session:
         self.ends = list(ends)
         """Tokens that end an answer."""
         started = time.perf_counter()
-        self._engine = quietly(lambda: _start(arguments))
+        self._engine = quietly(functools.partial(_start, arguments))
         self.seconds = time.perf_counter() - started
         self.context_length = int(self._engine.model_config.max_model_len)
         self.rows = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
@@ -255,11 +256,16 @@ def sampling_settings(sampling: Sampling, seed: int, room: int, ends: Sequence[i
 
 
 def _start(arguments: Mapping[str, Any]) -> Any:
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
+    import torch
 
+    threads = torch.set_num_threads
     try:
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries about each other
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
     except TypeError as error:
         raise UsageError(f"this vLLM does not know an argument given in vllm.args: {first_line(error)}") from error
     except Exception as error:  # of many kinds, and of workers
@@ -267,6 +273,8 @@ def _start(arguments: Mapping[str, Any]) -> Any:
             f"vLLM cannot start: {first_line(error)}; what its workers said stands above. Of use, mostly: "
             "--set vllm.max_model_len=4096, vllm.kv_cache_gib=2, vllm.gpu_memory_utilization=0.8"
         ) from error
+    finally:
+        torch.set_num_threads = threads  # vLLM on a CPU puts one there that does nothing
 
 
 def _clean_up() -> None:
