@@ -143,8 +143,11 @@ def test_the_shelf_serves_a_shared_adapter_with_a_users_own_as_their_sum(tmp_pat
     assert found.keys() == expected.keys()
     for layer, update in expected.items():
         torch.testing.assert_close(found[layer][1] @ found[layer][0], update, rtol=1e-4, atol=1e-5)
+    blank = peft_folders.read(shelf.blank(*both)[2])
+    assert blank.keys() == expected.keys()
+    assert not any((b @ a).any() for a, b in blank.values())
     bank.save_adapter(tmp_path / "own", {**own, "m.o": pair(9)}, 8.0, torch.float32)  # another file in its place
-    assert shelf.get(*both)[1] == 3
+    assert shelf.get(*both)[1] == 4
     shelf.clear()
     assert not Path(place).exists()
 

@@ -94,6 +94,8 @@ class VLLMEngine(Engine):
         self._started = Needs()
         """What the session was started for."""
         self._shelf = AdapterShelf()
+        self._like: tuple[str | None, str | None] = (None, None)
+        """An adapter of the plan, whose layers a request without one gets an empty update of."""
         self._tried: set[tuple[str, int]] = set()
 
     # -- facts --------------------------------------------------------------------------------------------------
@@ -273,7 +275,10 @@ class VLLMEngine(Engine):
                 raise UsageError("engine 'vllm' does not steer hidden states or contrast predictions; use --engine hf")
         pairs = {(r.adapter, r.user_adapter) for r in requests if r.adapter or r.user_adapter}
         rank = max((self._shelf.rank(*pair) for pair in pairs), default=0)
-        return Needs(any(r.soft for r in requests), rank, len(pairs))
+        bare = any(not (r.adapter or r.user_adapter) for r in requests)
+        if pairs:
+            self._like = min(pairs, key=lambda pair: (pair[0] or "", pair[1] or ""))
+        return Needs(any(r.soft for r in requests), rank, len(pairs) + (bare if pairs else 0))
 
     def plan(self, requests: Sequence[Request]) -> list[list[int]]:
         self._needs = self.needs(requests)  # known before the first batch, whichever a resumed run begins with
@@ -315,6 +320,9 @@ class VLLMEngine(Engine):
         if request.adapter or request.user_adapter:
             adapter = self._shelf.get(request.adapter, request.user_adapter)
             self._try(adapter, request, session)
+        elif self._started.rank:
+            # vLLM's kernels for a CPU take the last place's adapter for a row that has none (seen with 0.32).
+            adapter = self._shelf.blank(*self._like)
         return Ask(length, length if request.soft else 0, request.sampling, request.seed, make, adapter)
 
     def _try(self, adapter: tuple[str, int, str], request: Request, session: Session) -> None:

@@ -37,14 +37,28 @@ class AdapterShelf:
     def get(self, shared: str | None, own: str | None) -> Adapter:
         """The adapter of a request that carries these, at least one of them, written if need be."""
         key = tuple(_mark(path) for path in (shared, own) if path)
+        return self._made.get(key) or self._make(key, self._sum(shared, own))
+
+    def blank(self, shared: str | None, own: str | None) -> Adapter:
+        """An adapter of the layers of these two that changes nothing."""
+        key = ("blank", *(_mark(path) for path in (shared, own) if path))
         if key not in self._made:
-            if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="dep-bench-adapters-")
-            self._count += 1
-            folder = Path(self._folder.name) / str(self._count)
-            parts = [*([self._read_shared(shared)] if shared else []), *([_read_own(own)] if own else [])]
-            peft_folders.write(folder, peft_folders.added(parts))
-            self._made[key] = (f"adapter-{self._count}", self._count, str(folder))
+            zeros = {layer: (a[:1] * 0, b[:, :1] * 0) for layer, (a, b) in self._sum(shared, own).items()}
+            self._make(key, zeros)
+        return self._made[key]
+
+    def _sum(self, shared: str | None, own: str | None) -> dict[str, tuple[Tensor, Tensor]]:
+        return peft_folders.added(
+            [*([self._read_shared(shared)] if shared else []), *([_read_own(own)] if own else [])]
+        )
+
+    def _make(self, key: tuple[str, ...], pairs: peft_folders.Pairs) -> Adapter:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="dep-bench-adapters-")
+        self._count += 1
+        folder = Path(self._folder.name) / str(self._count)
+        peft_folders.write(folder, pairs)
+        self._made[key] = (f"adapter-{self._count}", self._count, str(folder))
         return self._made[key]
 
     def clear(self) -> None:
