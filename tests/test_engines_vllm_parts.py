@@ -334,6 +334,14 @@ def test_embeddings_that_vllm_takes_otherwise_are_refused(
         scripted.run([ask(slot("h"), soft={"h": np.ones((1, 32), np.float32)})])
 
 
+def test_it_does_not_start_among_processes_that_train_together(
+    scripted: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.distributed, "size", lambda: 2)
+    with pytest.raises(UsageError, match="train with --engine hf there, then .* takes the fit"):
+        scripted.run([ask("One")])
+
+
 def test_plans_are_a_function_of_the_requests(scripted: VLLMEngine) -> None:
     requests = [ask("a" * n) for n in (5, 9, 2, 7)]
     scripted.config = VLLMConfig(max_batch=3)
