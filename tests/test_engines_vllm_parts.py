@@ -338,7 +338,7 @@ def test_it_does_not_start_among_processes_that_train_together(
     scripted: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.distributed, "size", lambda: 2)
-    with pytest.raises(UsageError, match="train with --engine hf there, then .* takes the fit"):
+    with pytest.raises(UsageError, match=r"train with --engine hf there, then .* takes the fit"):
         scripted.run([ask("One")])
 
 
