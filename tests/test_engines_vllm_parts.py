@@ -342,6 +342,13 @@ def test_it_does_not_start_among_processes_that_train_together(
         scripted.run([ask("One")])
 
 
+def test_soft_prompts_and_adapters_at_once_are_refused(scripted: VLLMEngine, tmp_path: Path) -> None:
+    peft_folders.write(tmp_path, {"m.q": pair(2)})
+    soft = ask(slot("h"), soft={"h": np.ones((1, 32), np.float32)})
+    with pytest.raises(UsageError, match="not both at once; use --engine hf"):
+        scripted.plan([soft, ask("One", adapter=str(tmp_path))])
+
+
 def test_plans_are_a_function_of_the_requests(scripted: VLLMEngine) -> None:
     requests = [ask("a" * n) for n in (5, 9, 2, 7)]
     scripted.config = VLLMConfig(max_batch=3)

@@ -275,6 +275,11 @@ class VLLMEngine(Engine):
                 raise UsageError("engine 'vllm' does not steer hidden states or contrast predictions; use --engine hf")
         pairs = {(r.adapter, r.user_adapter) for r in requests if r.adapter or r.user_adapter}
         rank = max((self._shelf.rank(*pair) for pair in pairs), default=0)
+        if pairs and any(r.soft for r in requests):
+            # A step that mixes ids and vectors embeds the ids alone, and vLLM's adapters then count the wrong rows.
+            raise UsageError(
+                "engine 'vllm' serves soft prompts or adapters, not both at once; use --engine hf for both"
+            )
         bare = any(not (r.adapter or r.user_adapter) for r in requests)
         if pairs:
             self._like = min(pairs, key=lambda pair: (pair[0] or "", pair[1] or ""))
