@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,18 @@ class Spent:
     """Seconds times accelerators at work. None in what was stored before this was counted."""
     core_seconds: float | None = None
     """Seconds times usable processor cores, for work without an accelerator."""
+
+    def split(self, seconds: float) -> tuple[Spent, Spent]:
+        """So many of the seconds, with their share of everything, and the rest."""
+        share = min(1.0, seconds / self.seconds) if self.seconds else 0.0
+        return self._share(share), self._share(1.0 - share)
+
+    def _share(self, share: float) -> Spent:
+        scaled = {
+            name: None if (value := getattr(self, name)) is None else value * share
+            for name in ("energy_joules", "accelerator_seconds", "core_seconds")
+        }
+        return replace(self, seconds=self.seconds * share, **scaled)
 
 
 @dataclass(frozen=True)

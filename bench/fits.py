@@ -172,12 +172,14 @@ def _fit(
     from filelock import Timeout
 
     try:
-        with _alone(folder, say, wait):
+        with _alone(folder, say, wait), ctx.engine.training():
             if _made(folder):  # made by another process since we looked
                 return
             work = _prepare_work(folder, resume, say)
             ctx = replace(ctx, work=work)
             meter: Meter = ctx.meter
+            with meter.phase("load"):
+                ctx.engine.load()
             embedded = meter.seconds.get("embed", 0.0)
             fitted = meter.seconds.get("fit", 0.0)
             plan = method.training_plan(dataset.train, dataset.dev, ctx)

@@ -125,7 +125,8 @@ def help_training(plan: Plan) -> None:
         number, seed = called
         run = MethodRun(plan, plan.planned[number], seed, set(), lambda _: None)
         ctx = replace(run.context(plan.config.out), stage_runner=None)
-        run.method.fit(plan.dataset.train, plan.dataset.dev, ctx)
+        with plan.engine.training():
+            run.method.fit(plan.dataset.train, plan.dataset.dev, ctx)
     distributed.leave()
 
 
@@ -227,6 +228,8 @@ class MethodRun:
         dataset = self.plan.dataset
         trained = [[e.id for e in split.examples] for split in (dataset.train, dataset.dev)]
         parts = {k: description[k] for k in ("engine", "encoder", "prompt", "code", "seed")}
+        if asks_model(self.method):
+            parts["engine"] = self.plan.engine.training_identity()
         learner = self.method.learner()
         parts["method"] = {"name": learner.name, "version": learner.version, "config": self.method.fit_config()}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
@@ -389,7 +392,10 @@ class MethodRun:
             self.meter.start_peak()
             watch = Stopwatch(self.plan.engine.accelerators())
             for number, result in enumerate(self.plan.engine.stream(asked, bar.update), done):
-                self._store_batch(folder, number, asked[number - done], result, watch.lap())
+                waited, spent = watch.lap().split(result.load_seconds)
+                if waited.seconds:
+                    self.meter.add("load", waited.seconds, [costs.Cost.of("load", waited)])
+                self._store_batch(folder, number, asked[number - done], result, spent)
                 self.meter.start_peak()
 
     @staticmethod

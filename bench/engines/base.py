@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +41,8 @@ class BatchResult:
     """How often fewer rows were tried because the batch did not fit into memory."""
     first_token_seconds: tuple[float, ...] = ()
     """For each request, seconds from the batch's start to its first token; empty where that was not watched."""
+    load_seconds: float = 0.0
+    """What the caller waited for, beside the batch itself, because the engine had to be started first."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Engine(ABC):
 
         Known once prepared, without loading weights; part of every run's key.
         """
+
+    def training_identity(self) -> dict[str, str]:
+        """The same of what `language_model` gives, part of every fit's key. Default: the engine's own."""
+        return self.identity()
 
     @property
     @abstractmethod
@@ -121,6 +128,14 @@ class Engine(ABC):
     def speed(self) -> Speed | None:
         """Rates measured while warming up, or None where they mean nothing."""
         return None
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Open while a method fits: all that the engine does then is done with the weights that are trained on.
+
+        Default: nothing, as they are the ones that it always answers with.
+        """
+        yield
 
     def language_model(self, adapter: str | None = None) -> LanguageModel:
         """The weights, for training. Raises UsageError where an engine has none at hand.
