@@ -134,6 +134,11 @@ def _stands(name: str, context: typer.Context) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _served(flags: dict[str, Any]) -> list[str]:
+    """Assignments for the knobs of a server that have flags of their own."""
+    return [f"openai.{knob}={json.dumps(value)}" for knob, value in flags.items() if value is not None]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -165,6 +170,15 @@ def run(
     model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
     encoder: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "minilm",
     engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Server of --engine openai, such as http://127.0.0.1:8000/v1.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Most money that --engine openai may spend, at prices given by --set.")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=0, help="Most requests that --engine openai may send.")
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated names, or evaluate modules by path or hub id. [default: all]")
     ] = None,
@@ -184,9 +198,11 @@ def run(
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
     from bench.config import build
     from bench.configfile import keep, merged
+    from bench.errors import UsageError
     from bench.plan import RunConfig, make_plan
     from bench.preview import dry_run_text
 
+    served = _served({"base_url": base_url, "max_cost": max_cost, "max_requests": max_requests})
     flags: dict[str, Any] = {
         "methods": _names(methods or ""),
         "ablate": _names(ablate or ""),
@@ -198,7 +214,7 @@ def run(
         "limit": limit,
         "train_limit": train_limit,
         "seeds": _integers(seeds, "--seeds"),
-        "overrides": overrides or [],
+        "overrides": [*(overrides or []), *served],
         "out": out,
         "existing": existing.value,
         "max_new_tokens": max_new_tokens,
@@ -208,7 +224,10 @@ def run(
         "tracker": tracker.value,
         "dry_run": dry_run,
     }
-    given = flags if config is None else merged(config, _given(flags, context))
+    apart = {"overrides": flags["overrides"]} if served else {}
+    given = flags if config is None else merged(config, {**_given(flags, context), **apart})
+    if served and given.get("engine", "hf") != "openai":
+        raise UsageError("--base-url, --max-cost and --max-requests go with --engine openai")
     plan = make_plan(build(RunConfig, given, "run" if config is None else str(config)))
     if dry_run:
         typer.echo(dry_run_text(plan))
