@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from amazon_world import meta_line, review_line, write_lines
+from api_server import serving
 
 from bench.check import MEANINGS
 from bench.data.amazon_stages import ItemConfig
@@ -149,6 +150,25 @@ def test_the_page_on_papers_gives_tables(reader: Reader, monkeypatch: pytest.Mon
     assert "Books, ours on planted" in dpl
     assert "ours: the published settings" in published
     assert "Books (amazon-books): left out" in " ".join(published.split())  # no network in tests
+
+
+@pytest.mark.slow
+def test_the_page_on_engines_gives_runs_on_a_server(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setitem(SUBSTITUTIONS, "pip install 'dep-bench[openai]'", "true")
+    monkeypatch.setitem(SUBSTITUTIONS, "--model NAME", "--model tiny --set openai.backoff=0.01")
+    monkeypatch.setitem(
+        SUBSTITUTIONS,
+        "python -m bench run --engine openai",
+        "python -m bench run --metrics rouge1 --set planted.users=12 --set planted.items=20 --engine openai",
+    )
+    with serving() as api:
+        monkeypatch.setitem(SUBSTITUTIONS, "http://127.0.0.1:8000/v1", api.url)
+        reader.follow("engines.md")
+    runs = [out for command, out in reader.said.items() if "bench run" in command]
+    assert len(runs) == 3
+    assert all("Leaderboard: planted" in out for out in runs)
+    assert api.requests == 24  # eight users twice, then the other four: what is there is not asked for again
 
 
 @pytest.mark.slow
