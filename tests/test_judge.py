@@ -266,7 +266,7 @@ def test_pairs_give_a_win_rate_with_an_interval(runs: Path, capsys: Capture) -> 
     line = re.fullmatch(
         r"copy-last \(seed 0\): judge-win:tiny:nonperso (\S+) \[(\S+), (\S+)\], 12 of 12 the same.*\n", out
     )
-    assert line is not None
+    assert line is not None, out
     rate, low, high = map(float, line.groups())
     assert 0 <= low <= rate <= high <= 1
     references = {}

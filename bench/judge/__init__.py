@@ -78,9 +78,10 @@ def judge(root: Path, options: Options) -> str:
     )
     if (line := engine.told()) is not None:
         print(line, file=sys.stderr)
+    used = {run.path: metric for run, metric, _ in work}
     told = []
     for run in runs:
-        metric = next((m for r, m, _ in work if r is run), None) or _metric(asker, options, run, baselines)
+        metric = used[run.path] if run.path in used else _metric(asker, options, run, baselines)
         if metric is not None:
             told.append(_told(run, metric))
     return "\n".join(told)
@@ -153,10 +154,8 @@ def _estimate(asker: Asker, work: Sequence[tuple[Any, Sequence[ScoreInput]]]) ->
     prices = getattr(config, "price_in", None), getattr(config, "price_out", None)
     cost = ""
     if prices[0] is not None and prices[1] is not None:
-        cost = f", cost about {(tokens * prices[0] + new * prices[1]) / 1e6:.6g} if no reply has to be asked for again"
-    return (
-        f"judging {len(work)} runs: {len(prompts):,} prompts of about {tokens:,} tokens, up to {new:,} new ones{cost}"
-    )
+        cost = f", cost about {(tokens * prices[0] + new * prices[1]) / 1e6:.6g} if every reply can be read"
+    return f"judging {len(work)} runs: {len(prompts):,} prompts, about {tokens:,} tokens, up to {new:,} new ones{cost}"
 
 
 def _told(run: StoredRun, metric: JudgeScore | JudgeWin) -> str:
