@@ -146,6 +146,11 @@ def _stands(name: str, context: typer.Context) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _served(flags: dict[str, Any]) -> list[str]:
+    """Assignments for the knobs of a server that have flags of their own."""
+    return [f"openai.{knob}={json.dumps(value)}" for knob, value in flags.items() if value is not None]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -177,6 +182,15 @@ def run(
     model: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "smollm2-135m",
     encoder: Annotated[str, typer.Option(help="A name from `list models`, a folder or a hub id.")] = "minilm",
     engine: Annotated[str, typer.Option(help="A name from `list engines`.")] = "hf",
+    base_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Server of --engine openai, such as http://127.0.0.1:8000/v1.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="Most money that --engine openai may spend, at prices given by --set.")
+    ] = None,
+    max_requests: Annotated[
+        int | None, typer.Option(min=0, help="Most requests that --engine openai may send.")
+    ] = None,
     metrics: Annotated[
         str | None, typer.Option(help="Comma-separated names, or evaluate modules by path or hub id. [default: all]")
     ] = None,
@@ -206,9 +220,11 @@ def run(
     """Fit, generate and score methods on a dataset, then print the leaderboard."""
     from bench.config import build
     from bench.configfile import keep, merged
+    from bench.errors import UsageError
     from bench.plan import RunConfig, make_plan
     from bench.preview import dry_run_text
 
+    served = _served({"base_url": base_url, "max_cost": max_cost, "max_requests": max_requests})
     flags: dict[str, Any] = {
         "methods": _names(methods or ""),
         "ablate": _names(ablate or ""),
@@ -220,7 +236,7 @@ def run(
         "limit": limit,
         "train_limit": train_limit,
         "seeds": _integers(seeds, "--seeds"),
-        "overrides": overrides or [],
+        "overrides": [*(overrides or []), *served],
         "out": out,
         "existing": existing.value,
         "max_new_tokens": max_new_tokens,
@@ -236,7 +252,10 @@ def run(
         "workers": workers,
         "dry_run": dry_run,
     }
-    given = flags if config is None else merged(config, _given(flags, context))
+    apart = {"overrides": flags["overrides"]} if served else {}
+    given = flags if config is None else merged(config, {**_given(flags, context), **apart})
+    if served and given.get("engine", "hf") != "openai":
+        raise UsageError("--base-url, --max-cost and --max-requests go with --engine openai")
     plan = make_plan(build(RunConfig, given, "run" if config is None else str(config)))
     if dry_run:
         typer.echo(dry_run_text(plan))
@@ -406,6 +425,40 @@ def ceiling(
     from bench.ceiling import ceiling as store
 
     store(runs, None if metrics is None else _names(metrics), overrides or [], force)
+
+
+@app.command("judge", short_help="Let a language model judge stored texts.")
+def judge_(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or one run.")] = RUNS,
+    engine: Annotated[str, typer.Option("--judge-engine", help="A name from `list engines`.")] = "openai",
+    model: Annotated[str | None, typer.Option("--judge-model", help="As --model of `run`.")] = None,
+    pairwise: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Compare with this run, or one method's seeds, from both sides."),
+    ] = None,
+    judges: Annotated[bool, typer.Option("--judges", help="How far judges agree whose verdicts are stored.")] = False,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Server of engine openai.")] = None,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Most money that engine openai may spend.")] = None,
+    max_requests: Annotated[int | None, typer.Option(min=0, help="Most requests that engine openai may send.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge's reply.")] = 0.0,
+    reply_tokens: Annotated[int, typer.Option(min=1, help="Longest reply; more for a model that reasons first.")] = 8,
+    overrides: _Set = None,
+    force: Annotated[bool, typer.Option("--force", help="Judge again what is already judged.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="What it would take; nothing is asked.")] = False,
+) -> None:
+    """Judge how near stored texts come to their users' own, 0 to 10, or which of two comes nearer."""
+    from bench import judge
+    from bench.errors import UsageError
+
+    if judges:
+        typer.echo(judge.agreements(runs))
+        return
+    if model is None:
+        raise UsageError("--judge-model is missing: the name of the judge, as --model of `run`")
+    served = _served({"base_url": base_url, "max_cost": max_cost, "max_requests": max_requests})
+    given = [*(overrides or []), *served]
+    options = judge.Options(engine, model, given, pairwise, temperature, reply_tokens, force, dry_run)
+    typer.echo(judge.judge(runs, options))
 
 
 @app.command("export", short_help="Make a folder to share of what a run learned.")

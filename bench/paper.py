@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench import weights
+from bench import registry, weights
 from bench.config import build, parse_overrides
 from bench.configfile import left_out, part_set
 from bench.data.spec import spec_files
@@ -322,7 +322,8 @@ def _hours_told(whole: Takes, config: RunConfig) -> str:
 
 def measured_rates(config: RunConfig) -> Rates | None:
     """What the runs under `out` measured with this model; None where there are none."""
-    found = [run for run in _stored(config.out) if run.description["engine"].get("model") == _label(config.model)]
+    called = _label(config.model) if registry.load("engine", config.engine).local else config.model
+    found = [run for run in _stored(config.out) if run.description["engine"].get("model") == called]
     sums = {key: sum(float(run.totals.get(key) or 0) for run in found) for key in _TOTALS}
     if not (sums["prefill_seconds"] and sums["decode_seconds"] and sums["output_tokens"]):
         return None

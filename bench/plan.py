@@ -255,8 +255,11 @@ def _engine(engine_class: Any, config: RunConfig, overrides: Mapping[str, Any], 
     from bench import weights
 
     settings = build(engine_class.Config, overrides.get(config.engine, {}), config.engine)
-    source = weights.resolve(config.model, "llm") if needed else None
+    source: Any = None
+    if needed:
+        source = weights.resolve(config.model, "llm") if engine_class.local else config.model
     engine: Engine = engine_class(source, settings)
+    engine.keep_under(config.out)
     return engine
 
 

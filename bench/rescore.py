@@ -32,12 +32,12 @@ def rescore(root: Path, metrics: Sequence[str] | None, overrides: Sequence[str],
     made = make_metrics(names, assignments)
     datasets: dict[str, Dataset] = {}
     # All checks come before the first score, so that a run on vanished data does not stop the work half way.
-    work = [(run, applicable(made, _dataset(run, datasets), asked=metrics is not None)) for run in listing.runs]
+    work = [(run, applicable(made, dataset_behind(run, datasets), asked=metrics is not None)) for run in listing.runs]
     for metric in made:
         if any(metric in wanted for _, wanted in work):
             metric.preflight()
     for run, wanted in work:
-        new = score_run(run, _dataset(run, datasets), wanted, force)
+        new = score_run(run, dataset_behind(run, datasets), wanted, force)
         told = f"scored with {', '.join(new)}" if new else "has all these scores already (--force makes them anew)"
         print(f"{run.path}: {told}", file=sys.stderr)
 
@@ -54,7 +54,8 @@ def left_out(listing: Listing) -> list[str]:
     return notes
 
 
-def _dataset(run: StoredRun, known: dict[str, Dataset]) -> Dataset:
+def dataset_behind(run: StoredRun, known: dict[str, Dataset]) -> Dataset:
+    """The dataset that a run is on, from `known` or prepared. Raises UsageError if it is no longer the same."""
     key = str(run.description["dataset"])
     if key not in known:
         dataset = dataset_of(config_of(run))

@@ -72,6 +72,8 @@ def execute(plan: Plan, report: Say = say) -> list[StoredRun]:
     distributed.from_main(None)  # sends the others home
     distributed.leave()
     plan.engine.close()
+    if (line := plan.engine.told()) is not None:
+        report(line)
     # Scoring comes last: metrics bring models of their own, which no method's peak of memory should hold.
     for run in runs:
         score_run(run, plan.dataset, plan.metrics)
@@ -220,8 +222,8 @@ class MethodRun:
         config = getattr(self.plan.engine, "config", None)
         if config is None or not asks_model(self.method):
             return {}
-        known = self.plan.engine.identity()
-        return {key: value for key, value in config.model_dump(mode="json").items() if key not in known}
+        apart = {*self.plan.engine.identity(), *self.plan.engine.unkeyed}
+        return {key: value for key, value in config.model_dump(mode="json").items() if key not in apart}
 
     def _fit_key(self, description: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that can change a fit: test examples and sampling cannot, as nothing is generated in one."""
@@ -450,6 +452,7 @@ class MethodRun:
             "output_tokens": generation.output_tokens,
             "finish_reason": generation.finish_reason,
             "error": generation.error,
+            **({"tokens_estimated": True} if generation.estimated else {}),
         }
 
     def _store_answers(self, folder: RunFolder, answers: Sequence[str]) -> None:

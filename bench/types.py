@@ -213,6 +213,8 @@ class Generation:
     """"stop", "length", "none" (no model was asked) or "error"."""
     cached: bool = False
     error: str | None = None
+    estimated: bool = False
+    """Whether the token counts are guesses, as a server did not tell them."""
 
 
 class Truth(Protocol):

@@ -12,9 +12,11 @@ import venv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from amazon_world import meta_line, review_line, write_lines
+from api_server import prompt_of, serving
 
 from bench import registry
 from bench.check import MEANINGS
@@ -176,6 +178,48 @@ def test_the_page_on_reports_gives_one(reader: Reader, monkeypatch: pytest.Monke
     assert page.is_file()
     assert list(reader.said.values())[1].strip() == "report/index.html"
     assert {path.suffix for path in (page.parent / "figures").iterdir()} == {".png", ".svg", ".tex"}
+
+
+@pytest.mark.slow
+def test_the_page_on_engines_gives_runs_on_a_server(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setitem(SUBSTITUTIONS, "pip install 'dep-bench[openai]'", "true")
+    monkeypatch.setitem(SUBSTITUTIONS, "--model NAME", "--model tiny --set openai.backoff=0.01")
+    monkeypatch.setitem(
+        SUBSTITUTIONS,
+        "python -m bench run --engine openai",
+        "python -m bench run --metrics rouge1 --set planted.users=12 --set planted.items=20 --engine openai",
+    )
+    with serving() as api:
+        monkeypatch.setitem(SUBSTITUTIONS, "http://127.0.0.1:8000/v1", api.url)
+        reader.follow("engines.md")
+    runs = [out for command, out in reader.said.items() if "bench run" in command]
+    assert len(runs) == 3
+    assert all("Leaderboard: planted" in out for out in runs)
+    assert api.requests == 24  # eight users twice, then the other four: what is there is not asked for again
+
+
+@pytest.mark.slow
+def test_the_page_on_judges_gives_verdicts(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    fake = "python -m bench run --engine fake --metrics rouge1 --set planted.users=8 --set planted.items=20"
+    reader.do(f"{fake} --dataset planted --methods nonperso,rag")
+    monkeypatch.setitem(SUBSTITUTIONS, "--judge-model NAME", "--judge-model one")
+    monkeypatch.setitem(SUBSTITUTIONS, "--judge-model OTHER", "--judge-model two")
+
+    def verdict(body: dict[str, Any]) -> tuple[str, int, int]:
+        prompt = prompt_of(body)
+        return ("TIE" if "<A>" in prompt else f"{len(prompt) % 9 + (body['model'] == 'two')}"), 9, 1
+
+    with serving(answer=verdict) as api:
+        monkeypatch.setitem(SUBSTITUTIONS, "http://127.0.0.1:8000/v1", api.url)
+        reader.follow("judging.md")
+    dry, first, table, pairs, _, agreed = [*reader.said.values()][1:]
+    assert dry == "nothing was asked"
+    assert "rag (seed 0): judge:one " in first
+    assert "judge:one" in table
+    assert "judge-win:one:nonperso 0.500" in pairs
+    assert "judge:one, judge:two: 16 texts, Spearman 1.000" in agreed
 
 
 @pytest.mark.slow

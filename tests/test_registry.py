@@ -53,7 +53,7 @@ def test_names_are_sorted() -> None:
 def test_a_slip_gets_the_nearest_name_and_a_stranger_all_of_them() -> None:
     with pytest.raises(UnknownName, match="unknown method 'nonpreso'; did you mean 'nonperso'"):
         registry.load("method", "nonpreso")
-    with pytest.raises(UnknownName, match=r"unknown engine 'zzz'\. Known: fake, hf"):
+    with pytest.raises(UnknownName, match=r"unknown engine 'zzz'\. Known: fake, hf, openai"):
         registry.load("engine", "zzz")
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.errors import UsageError
@@ -59,9 +60,20 @@ class Engine(ABC):
 
     name: ClassVar[str]
     capabilities: ClassVar[frozenset[Capability]]
+    local: ClassVar[bool] = True
+    """Whether --model names weights that this machine has or fetches; otherwise the engine is given the name itself."""
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    """Knobs that change no output and shape no batch: runs that differ in these alone are one run."""
 
     def prepare(self) -> None:
         """Brings what `load` will read to this machine. Default: nothing to bring."""
+
+    def keep_under(self, folder: Path) -> None:
+        """Told where runs lie, for an engine that keeps something beside them. Default: keeps nothing."""
+
+    def told(self) -> str | None:
+        """One line on what its work took beside what records tell, for the end of a command; None for nothing."""
+        return None
 
     @abstractmethod
     def identity(self) -> dict[str, str]:

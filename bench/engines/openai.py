@@ -1,0 +1,473 @@
+"""Any OpenAI-compatible chat-completions endpoint as an engine: many requests at once, none paid for twice.
+
+Answers go to a file under the folder of runs, named by everything that was sent, as soon as they arrive: a kill loses
+at most what was in flight. The server decides how its tokens are drawn. A seed is sent with each request, but whether
+the same seed gives the same text, on another day or in other company, is the server's to promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, ClassVar, Literal, Protocol
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from pydantic import Field
+
+from bench.config import Config
+from bench.engines import openai_wire as wire
+from bench.engines.base import BatchResult, Engine, Progress
+from bench.engines.openai_answers import AnswerFile
+from bench.engines.openai_limits import Budget, BudgetReached, Gate, Stopped, Ticket, backoffs
+from bench.errors import UsageError
+from bench.files import folder_name
+from bench.keys import canonical_json, digest
+from bench.types import Capability, Generation, Message, Request
+
+ANSWERS = "answers"
+"""Folder under that of the runs, for what servers answered."""
+_FRAME_TOKENS = 256
+"""What a server's chat template may add to a prompt at most."""
+_MOST_REFUSALS = 30
+"""How often one request is refused while others are answered, before it counts as failed."""
+_HOPELESS = 8
+"""Rejections without a single answer before them, after which the settings are at fault and not the prompts."""
+_NO_KEY = "none"
+"""Sent where there is no key: local servers ask for none, the library does."""
+
+
+class OpenAIConfig(Config):
+    """Knobs of the openai engine."""
+
+    base_url: str = ""
+    """Where the server is, such as http://127.0.0.1:8000/v1 (--base-url); empty: OPENAI_BASE_URL."""
+    endpoint: str = ""
+    """A name for the server in keys, in place of its URL: for one that moves between hosts and ports."""
+    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; local servers need none."""
+    context_length: int = Field(default=8192, ge=1)
+    """Tokens that the model takes, prompt and answer together."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How the server calls the longest answer."""
+    omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
+    """What not to send, as some models refuse it."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """What to send besides, such as {"top_k": 20}."""
+    concurrency: int = Field(default=16, ge=1)
+    """Most requests in flight; fewer while the server refuses."""
+    retries: int = Field(default=5, ge=0)
+    """How often a request that failed is sent again; being refused for lack of room (429, 503) does not count."""
+    backoff: float = Field(default=0.5, gt=0)
+    """Seconds before the first retry; each later wait is twice as long, up to a minute, less a random part."""
+    max_wait: float = Field(default=300.0, ge=0)
+    """Longest Retry-After that is waited for, in seconds; a longer one ends the run."""
+    patience: float = Field(default=900.0, gt=0)
+    """Seconds without any answer, while the server refuses, after which the run ends."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for a whole request."""
+    connect_timeout: float = Field(default=10.0, gt=0)
+    """Seconds to reach the server."""
+    read_timeout: float = Field(default=600.0, gt=0)
+    """Seconds without a byte, the time that the server writes among them."""
+    price_in: float | None = Field(default=None, ge=0)
+    """Money for a million prompt tokens."""
+    price_out: float | None = Field(default=None, ge=0)
+    """Money for a million new tokens, in the same currency."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """Most money that one command may spend (--max-cost); needs both prices."""
+    max_requests: int | None = Field(default=None, ge=0)
+    """Most requests that one command may send, retries among them (--max-requests)."""
+
+
+@dataclass
+class Tally:
+    """What the work of one process took."""
+
+    answers: int = 0
+    failed: int = 0
+    from_disk: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    estimated: int = 0
+    """Answers whose tokens the server did not count."""
+    again: Counter[str] = field(default_factory=Counter)
+    """Why requests were sent again: reason -> times."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One thing to ask, for all requests that ask the same."""
+
+    key: str
+    body: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    worst: float
+    """What it can cost at most."""
+    request: Request
+    places: tuple[int, ...]
+    """Where in the list of requests its answer goes."""
+
+
+class _Deliver(Protocol):
+    def __call__(self, places: Sequence[int], outcome: Generation | Exception) -> None: ...
+
+
+def estimate(text: str) -> int:
+    """About how many tokens a text is, rather too many: no tokenizer is at hand. Words of six letters are two, every
+    digit, sign and letter outside ASCII is one."""
+    words = re.findall(r"[A-Za-z_]+|\S", text)
+    return sum(1 + len(word) // 6 for word in words)
+
+
+class OpenAIEngine(Engine):
+    """Any OpenAI-compatible endpoint: run --engine openai --base-url URL --model NAME."""
+
+    name = "openai"
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({Capability.TEXT})
+    Config = OpenAIConfig
+    local = False
+    unkeyed = frozenset(OpenAIConfig.model_fields) - {"base_url", "endpoint", "max_tokens_field", "omit", "extra"}
+
+    def __init__(self, source: Any = None, config: OpenAIConfig | None = None) -> None:
+        """`source` is the model's name on the server; None where nothing will be asked."""
+        self.config = config or OpenAIConfig()
+        self.model = "" if source is None else str(source)
+        self._address = wire.address(self.config.base_url) if source is not None else wire.Address("", "")
+        if self.config.max_cost is not None and None in (self.config.price_in, self.config.price_out):
+            raise UsageError(
+                "--max-cost needs prices: give what a million tokens cost with --set openai.price_in=... and "
+                "--set openai.price_out=..."
+            )
+        self.tally = Tally()
+        self.budget = Budget(self.config.max_requests, self.config.max_cost)
+        self._folder: Path | None = None
+        self._answers: AnswerFile | None = None
+        self._gate: Gate | None = None
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._secrets: tuple[str, ...] = ()
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    def identity(self) -> dict[str, str]:
+        sent = {
+            "max_tokens": self.config.max_tokens_field,
+            "omit": sorted(self.config.omit),
+            "extra": self.config.extra,
+        }
+        return {
+            "name": self.name,
+            "model": self.model,
+            "revision": "as served",
+            "dtype": "as served",
+            "backend": "chat completions 1",
+            "base_url": self._endpoint,
+            "sent": canonical_json(sent),
+        }
+
+    @property
+    def _endpoint(self) -> str:
+        return self.config.endpoint or self._address.shown
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """An estimate, rather too high; what the server really counted stands in the records."""
+        return sum(4 + estimate(message.content) for message in messages)
+
+    def plan(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Each request by itself: it is kept as soon as it is answered, whatever becomes of the others."""
+        return [[index] for index in range(len(requests))]
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def keep_under(self, folder: Path) -> None:
+        self._folder = folder / ANSWERS
+
+    def prepare(self) -> None:
+        wire.library()
+        wire.key_from(self.config.key_variable)
+
+    def load(self) -> None:
+        if self._loop is not None:
+            return
+        key = wire.key_from(self.config.key_variable)
+        parts = urlsplit(self._address.url)
+        secret = [parts.password, *(value for _, value in parse_qsl(parts.query)), key]
+        self._secrets = tuple(one for one in secret if one)
+        self._client = self._made_client(key)
+        name = f"{folder_name(self.model)}-{digest([self._endpoint, self.model], 12)}.jsonl"
+        self._answers = AnswerFile(None if self._folder is None else self._folder / self.name / name)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="openai", daemon=True)
+        self._thread.start()
+
+    def _made_client(self, key: str | None) -> Any:
+        openai = wire.library()
+        import httpx2
+
+        parts = urlsplit(self._address.url)
+        config = self.config
+        # Reading the machine's certificates takes a while, and plain http has no use for them.
+        bare = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)} if parts.scheme == "http" else {}
+        return openai.AsyncOpenAI(
+            api_key=key or _NO_KEY,
+            base_url=urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")),
+            default_query=dict(parse_qsl(parts.query)) or None,
+            http_client=openai.DefaultAsyncHttpxClient(**bare),
+            max_retries=0,  # ours count, wait as the server says and share one limit
+            timeout=httpx2.Timeout(
+                connect=config.connect_timeout, read=config.read_timeout, write=config.read_timeout, pool=None
+            ),
+        )
+
+    def close(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None or self._answers is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join(10)
+        loop.close()
+        self._answers.close()
+
+    # -- asking -------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Sequence[Request]) -> BatchResult:
+        (result,) = self.stream([batch])
+        return result
+
+    def stream(self, batches: Sequence[Sequence[Request]], progress: Progress | None = None) -> Iterator[BatchResult]:
+        """As in `Engine.stream`; requests of many batches are in flight together.
+
+        Raises UsageError where no request can succeed (key, model, unreachable server) or the budget is reached, after
+        the results of all batches before the first that lacks an answer.
+        """
+        self.load()
+        if self._loop is None:
+            raise RuntimeError("load() the engine first")
+        requests = [request for batch in batches for request in batch]
+        arrived: SimpleQueue[tuple[Sequence[int], Generation | Exception | None]] = SimpleQueue()
+        work = asyncio.run_coroutine_threadsafe(
+            self._answer(requests, lambda places, outcome: arrived.put((places, outcome))), self._loop
+        )
+        work.add_done_callback(lambda _: arrived.put(((), None)))
+        found: dict[int, Generation] = {}
+        problem: Exception | None = None
+        start = 0
+        try:
+            for batch in batches:
+                places = range(start, start + len(batch))
+                start += len(batch)
+                while not all(place in found for place in places):
+                    got, outcome = arrived.get()
+                    if outcome is None:
+                        work.result()  # raises what nobody foresaw
+                        raise self._told_problem(problem, len(requests), found)
+                    if isinstance(outcome, Exception):
+                        problem = problem or outcome
+                        continue
+                    for number, place in enumerate(got):  # the first one asked, the others were spared
+                        found[place] = outcome if number == 0 else replace(outcome, cached=True)
+                    if progress is not None:
+                        progress(len(got))
+                yield BatchResult([found[place] for place in places])
+        finally:
+            work.cancel()
+
+    def _told_problem(self, problem: Exception | None, asked: int, found: Mapping[int, Generation]) -> UsageError:
+        """Why nothing more comes, what is kept, and how to go on."""
+        kept = sum(answer.error is None for answer in found.values())
+        done = f"{kept} of {asked} answers are kept and not asked for again"
+        if isinstance(problem, BudgetReached):
+            return UsageError(
+                f"{self.budget.told()} is reached: {done}; the same command goes on, with this budget once more, or "
+                "with a larger one"
+            )
+        if isinstance(problem, OSError):
+            return UsageError(f"cannot keep answers under {self._folder}: {problem.strerror}; {done}: mend that first")
+        why = str(problem).rstrip(".;, ")
+        return UsageError(f"server {self._address.shown}, model {self.model!r}: {why}; {done}, mend that and go on")
+
+    async def _answer(self, requests: Sequence[Request], deliver: _Deliver) -> None:
+        """Asks all of them, each thing once, in their order; `deliver` is told of every answer as it comes."""
+        if self._answers is None:
+            raise RuntimeError("load() the engine first")
+        self._gate = gate = Gate(self.config.concurrency, self.budget)
+        jobs = []
+        for job in self._jobs(requests):
+            if (known := self._answers.get(job.key)) is not None:
+                self.tally.from_disk += len(job.places)
+                deliver(job.places, replace(known, cached=True))
+            else:
+                jobs.append(job)
+        waiting = iter(jobs)
+        count = min(self.config.concurrency, len(jobs))
+        await asyncio.gather(*(self._work(gate, waiting, deliver) for _ in range(count)))
+
+    def _jobs(self, requests: Sequence[Request]) -> list[_Job]:
+        same: dict[str, list[int]] = {}
+        bodies: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        for place, request in enumerate(requests):
+            body, extra = self._body(request)
+            key = digest([self._endpoint, body, extra], 32)
+            same.setdefault(key, []).append(place)
+            bodies[key] = body, extra
+        return [
+            _Job(key, *bodies[key], self._worst(*bodies[key]), requests[places[0]], tuple(places))
+            for key, places in same.items()
+        ]
+
+    def _body(self, request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is sent: the protocol's own parameters, and those that servers added."""
+        sampling = request.sampling
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [asdict(message) for message in request.messages],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed % 2**31,  # some servers read 32 bits with a sign
+            self.config.max_tokens_field: sampling.max_new_tokens,
+        }
+        for message in body["messages"]:  # half of a surrogate pair is no UTF-8
+            message["content"] = message["content"].encode("utf-8", "replace").decode()
+        body = {name: value for name, value in body.items() if name not in self.config.omit}
+        least = {"min_tokens": sampling.min_new_tokens} if sampling.min_new_tokens else {}
+        return body, {**least, **self.config.extra}
+
+    def _worst(self, body: Mapping[str, Any], extra: Mapping[str, Any]) -> float:
+        """What a request can cost at most: a token is at least a byte, and no answer is longer than asked for."""
+        prompt = sum(len(message["content"].encode()) + 16 for message in body["messages"]) + _FRAME_TOKENS
+        longest = {**body, **extra}[self.config.max_tokens_field]
+        return self._cost(wire.Usage(prompt, int(longest)))
+
+    def _cost(self, usage: wire.Usage) -> float:
+        prices = self.config.price_in or 0.0, self.config.price_out or 0.0
+        return (usage.prompt_tokens * prices[0] + usage.output_tokens * prices[1]) / 1e6
+
+    async def _work(self, gate: Gate, jobs: Iterator[_Job], deliver: _Deliver) -> None:
+        """Asks one thing after the other until there is none left or nothing more is let through."""
+        for job in jobs:
+            try:
+                answer = await self._one(gate, job)
+                if answer.error is None and self._answers is not None:
+                    self._answers.add(job.key, answer)
+            except Stopped:
+                return
+            except (BudgetReached, wire.Hopeless, OSError) as problem:
+                gate.close()
+                told = wire.Hopeless(self._hidden(str(problem))) if isinstance(problem, wire.Hopeless) else problem
+                deliver((), told)
+                return
+            deliver(job.places, answer)
+
+    async def _one(self, gate: Gate, job: _Job) -> Generation:
+        """The answer to one thing, or its error once retries are used up."""
+        waits = backoffs(self.config.backoff, job.key)
+        faults = refusals = 0
+        while True:
+            try:
+                async with gate.through(job.worst) as ticket:
+                    reply = await self._attempt(gate, ticket, job)
+                return self._accepted(job, reply)
+            except wire.Rejected as error:
+                self.tally.failed += 1
+                if not self.tally.answers and self.tally.failed >= _HOPELESS:
+                    raise wire.Hopeless(f"the first {self.tally.failed} requests are all rejected: {error}") from None
+                return self._failed(str(error))
+            except wire.Refused as error:
+                refusals += 1
+                why, wait = str(error), max(error.wait or 0.0, next(waits))
+                if refusals > _MOST_REFUSALS:
+                    self.tally.failed += 1
+                    return self._failed(f"refused {refusals} times while others were answered: {error}")
+            except wire.Faulty as error:
+                faults += 1
+                if faults > self.config.retries:
+                    if error.unreachable:
+                        raise wire.Hopeless(f"cannot be reached: {error}") from None
+                    self.tally.failed += 1
+                    return self._failed(f"{error} (after {faults} attempts)")
+                why, wait = str(error), next(waits)
+            self.tally.again[_reason(why)] += 1
+            await gate.rest(wait)
+
+    async def _attempt(self, gate: Gate, ticket: Ticket, job: _Job) -> wire.Reply:
+        """One request, with what it cost written on its ticket."""
+        try:
+            reply = await wire.call(self._client, job.body, job.extra, self.config.timeout)
+        except wire.Refused as error:
+            ticket.costs(0.0)
+            silent = gate.refused(ticket, error.wait)
+            if error.wait is not None and error.wait > self.config.max_wait:
+                raise wire.Hopeless(f"asks to be left alone for {error.wait:.0f} s ({error})") from None
+            if silent > self.config.patience:
+                raise wire.Hopeless(f"refuses everything for {silent:.0f} s now: {error}") from None
+            raise
+        except (wire.Faulty, wire.Rejected) as error:
+            unbilled = isinstance(error, wire.Rejected) or error.unbilled
+            if error.usage is not None or unbilled:
+                ticket.costs(self._cost(error.usage) if error.usage is not None else 0.0)
+            raise
+        except wire.Hopeless:
+            ticket.costs(0.0)
+            raise
+        if reply.usage is not None:
+            ticket.costs(self._cost(reply.usage))
+        gate.answered()
+        return reply
+
+    def _accepted(self, job: _Job, reply: wire.Reply) -> Generation:
+        text = reply.text
+        for secret in self._secrets:
+            if len(secret) >= 16:  # a server that repeats a key; a short one may be a word
+                text = text.replace(secret, "[secret]")
+        usage = reply.usage or wire.Usage(self.count_tokens(job.request.messages), estimate(text))
+        self.tally.answers += 1
+        self.tally.estimated += reply.usage is None
+        self.tally.prompt_tokens += usage.prompt_tokens
+        self.tally.output_tokens += usage.output_tokens
+        counts = usage.prompt_tokens, usage.output_tokens
+        return Generation(text, *counts, reply.finish_reason, estimated=reply.usage is None)
+
+    def _failed(self, why: str) -> Generation:
+        return Generation("", 0, 0, "error", error=self._hidden(why))
+
+    def _hidden(self, text: str) -> str:
+        return wire.hidden(text, self._secrets)
+
+    # -- what it took -------------------------------------------------------------------------------------------
+
+    def told(self) -> str | None:
+        tally, parts = self.tally, []
+        if not self.budget.requests and not tally.from_disk:
+            return None
+        parts.append(f"{self.budget.requests:,} requests for {tally.answers:,} answers")
+        if tally.from_disk:
+            parts.append(f"{tally.from_disk:,} more were on disk")
+        if tally.failed:
+            parts.append(f"{tally.failed:,} FAILED")
+        reasons = ", ".join(f"{reason} {times:,}" for reason, times in sorted(tally.again.items()))
+        parts.append(f"{tally.again.total():,} retries" + (f" ({reasons})" if reasons else ""))
+        if self._gate is not None and self._gate.lowest < self._gate.most:
+            parts.append(f"at most {self._gate.most} at once, down to {self._gate.lowest}")
+        parts.append(f"{tally.prompt_tokens:,} prompt and {tally.output_tokens:,} new tokens")
+        if tally.estimated:
+            parts.append(f"those of {tally.estimated:,} answers estimated, as the server did not count them")
+        if self.config.price_in is not None and self.config.price_out is not None:
+            parts.append(f"cost at most {self.budget.spent:.6g}")
+        return f"openai: {', '.join(parts)}"
+
+
+def _reason(why: str) -> str:
+    return why.partition(":")[0]
