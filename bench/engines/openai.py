@@ -173,6 +173,9 @@ class OpenAIEngine(Engine):
             "sent": canonical_json(sent),
         }
 
+    def accelerators(self) -> int:
+        return 0
+
     @property
     def _endpoint(self) -> str:
         return self.config.endpoint or self._address.shown

@@ -125,6 +125,11 @@ class VLLMEngine(Engine):
             **quantized,
         }
 
+    def accelerators(self) -> int | None:
+        if self.device == "cpu" or self._training:
+            return None
+        return self.config.tensor_parallel_size * self.config.pipeline_parallel_size
+
     def training_identity(self) -> dict[str, str]:
         return self._hf.identity()
 

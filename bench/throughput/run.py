@@ -138,7 +138,9 @@ class _Bout:
         asked = self.asked
         kind = registry.load("engine", name)
         given = parse_overrides(asked.overrides).get(name, {})
-        rows = {"max_batch": asked.batch} if "max_batch" in kind.Config.model_fields else {}
+        # Where an engine tells rows at a time from requests between two results, it calls the former max_seqs.
+        knob = next((name for name in ("max_seqs", "max_batch") if name in kind.Config.model_fields), None)
+        rows = {knob: asked.batch} if knob else {}
         config = build(kind.Config, {**rows, **given}, name)
         if asked.random_weights:
             from bench.throughput.shapes import RandomEngine
