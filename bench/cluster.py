@@ -264,7 +264,7 @@ class _Driver:
         ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_TELL)
         if not ready and not self.idle and all(unit is None for _, unit in self.busy.values()):
             free = {k: v for k, v in self.ray.available_resources().items() if k in ("CPU", "GPU")}
-            self.report(f"waiting for a worker to start; free on the cluster: {free or 'nothing'}")
+            self.report(f"waiting for workers to start; not yet given to any: {free or 'nothing'}")
         for answer in ready:
             worker, unit = self.busy.pop(answer)
             try:

@@ -44,6 +44,7 @@ def main() -> None:
     # Ray and its children write to standard output; answers go where that was.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray would let all others go first
     os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112  on a busy machine a node takes its time
     from ray.cluster_utils import Cluster
 
