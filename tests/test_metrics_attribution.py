@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from personal_world import inputs_of, world_of
 
+from bench.config import build
 from bench.encoders import HashEncoder
+from bench.errors import UsageError
 from bench.metrics.attribution import nearness, place
 from bench.metrics.author_encoder import AuthorEncoder, AuthorEncoderConfig, AuthorEncoderRank
 from bench.metrics.author_ngram import AuthorNgram, AuthorNgramConfig, AuthorNgramRank
@@ -196,6 +198,18 @@ def test_chance_is_what_random_texts_score(others: int) -> None:
         values = metric.values([replace(item, prediction="###") for item in inputs])
         assert [value for value in values if value] == [[pytest.approx(expected)]] * 6
         assert metric.chance() == pytest.approx(expected)
+
+
+def test_texts_too_short_for_an_ngram_are_near_to_nobody() -> None:
+    inputs = [ScoreInput("e", "ann", "long enough", "r", ("a",)), ScoreInput("f", "bob", "long enough", "r", ("b",))]
+    assert AuthorNgram().values(inputs) == [[0.5], [0.5]]
+    assert AuthorNgram().values([ScoreInput("e", "ann", "text", "r"), ScoreInput("f", "bob", "", "r")]) == [None, None]
+
+
+@pytest.mark.parametrize("knobs", [{"shortest": 4, "longest": 3}, {"shortest": 6}])
+def test_ngrams_that_end_before_they_begin_are_refused(knobs: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="longest"):
+        build(AuthorNgramConfig, knobs, "author_ngram")
 
 
 def test_as_an_evaluate_module() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.encoders import Encoder
 from bench.metrics.attribution import Attribution, AttributionConfig
-from bench.weights import resolve
+from bench.weights import local_folder, resolve
 
 _IDENTITY = ("name", "revision", "pooling", "max_length", "dtype", "transformers")
 """What of an encoder's identity can change a score; the rest decides the last bits of a vector."""
@@ -32,7 +32,7 @@ class AuthorEncoder(Attribution):
     config: AuthorEncoderConfig
 
     def preflight(self) -> None:
-        self.encoder.identity()
+        local_folder(self.encoder.source)
 
     @cached_property
     def encoder(self) -> Encoder:

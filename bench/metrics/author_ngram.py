@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bench.metrics.attribution import Attribution, AttributionConfig
 from bench.metrics.base import package_version
@@ -19,10 +19,17 @@ class AuthorNgramConfig(AttributionConfig):
 
     shortest: int = Field(3, ge=1)
     """Characters of the shortest n-grams."""
-    longest: int = Field(5, ge=1)
+    longest: int = Field(5, ge=1, validate_default=True)
     """Characters of the longest n-grams."""
     features: int = Field(5000, ge=1)
     """The n-grams that are most frequent in the users' texts, which are habits; rare ones are topics."""
+
+    @field_validator("longest")
+    @classmethod
+    def _no_shorter(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("shortest", 1):
+            raise ValueError("give at least as many characters as shortest has")
+        return value
 
 
 class AuthorNgram(Attribution):
@@ -38,8 +45,11 @@ class AuthorNgram(Attribution):
         package_version("scikit-learn", self.name)
 
     def _space(self, texts: Sequence[str]) -> Any:
+        from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import TfidfVectorizer
 
+        if max((len(" ".join(text.split())) for text in self._known), default=0) < self.config.shortest:
+            return csr_matrix((len(texts), 1))  # nobody wrote an n-gram: all are as near as nothing
         if self._fitted is None or self._fitted[0] != self._known:
             vectorizer = TfidfVectorizer(
                 analyzer="char",

@@ -15,7 +15,7 @@ from bench.metrics.author_encoder import encoder_parts
 from bench.metrics.base import Advance, Metric, ScoreInput, Vector, text_of
 from bench.metrics.users import is_copy
 from bench.types import Document
-from bench.weights import resolve
+from bench.weights import local_folder, resolve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ class PeerDifference(Metric):
     config: PeerDifferenceConfig
 
     def preflight(self) -> None:
-        self.encoder.identity()
+        local_folder(self.encoder.source)
 
     @cached_property
     def encoder(self) -> Encoder:
