@@ -73,7 +73,7 @@ def _seconds(row: Mapping[str, Cell]) -> float | None:
 
 def _tokens(entry: Entry) -> float | None:
     """Tokens of prompts and answers, all stages, a text."""
-    examples = sum(run.totals.get("examples") or 0 for run in entry.runs)
+    examples = sum(float(run.totals.get("examples") or 0) for run in entry.runs)
     if not entry.asks_model or not examples:
         return None
     keys = ("prompt_tokens", "output_tokens")

@@ -202,7 +202,10 @@ def _training(axes: Axes, fits: Sequence[dict[str, Any]]) -> None:
         line = dev if len(dev) > 1 else [(step, loss) for step, loss in fit["steps"] if loss is not None]
         if not line:
             continue
-        look = {"color": colours[place % len(colours)], "linestyle": styles[place // len(colours) % len(styles)]}
+        look: dict[str, Any] = {
+            "color": colours[place % len(colours)],
+            "linestyle": styles[place // len(colours) % len(styles)],
+        }
         axes.plot(*zip(*line, strict=True), linewidth=1, label=None if name in told else _plain(name), **look)
         told.add(name)
     axes.set_xlabel("step")

@@ -48,7 +48,7 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
     texts = [_figures(text_values(values[i], info).mean(axis=0)) if i in values else None for i in rows]
     if DIMENSIONS[info.reducer] != 1:
         return {"texts": texts, "users": None}
-    known = {i: ~np.isnan(array).any(axis=(0, 2)) for i, array in values.items()}
+    known = {i: _known(array) for i, array in values.items()}
     means = {i: _by_user(array, known[i], board.axis.users) for i, array in values.items()}
     wins: list[list[list[int] | None]] = [[None for _ in rows] for _ in rows]
     apart: dict[str, dict[str, float | None]] = {}
@@ -80,7 +80,12 @@ def text_values(values: Floats, info: MetricInfo) -> Floats:
 
 def user_means(values: Floats, users: NDArray[np.intp]) -> Floats:
     """(users,): mean of each user's examples that have a value under every seed, NaN where there is none."""
-    return _by_user(values, ~np.isnan(values).any(axis=(0, 2)), users)
+    return _by_user(values, _known(values), users)
+
+
+def _known(values: Floats) -> NDArray[np.bool_]:
+    """(examples,): whether there is a value under every seed."""
+    return np.asarray(~np.isnan(values).any(axis=(0, 2)), dtype=np.bool_)
 
 
 def _by_user(values: Floats, keep: NDArray[np.bool_], users: NDArray[np.intp]) -> Floats:

@@ -74,7 +74,7 @@ function labels(svg, points) {
   for (const p of order) {
     if (narrow() && !p.front && points.length > 8) continue;
     const [px, py] = [x.apply(p.x), y.apply(p.value)];
-    const text = p.label.length > 26 ? `${p.label.slice(0, 25)}…` : p.label;
+    const text = cutName(p.label, 28);
     const size = text.length * 6.1 + 4;
     const tries = [box(px + 9, py - 7, size, 14), box(px - 9 - size, py - 7, size, 14), box(px - size / 2, py - 24, size, 14), box(px - size / 2, py + 10, size, 14),
       box(px + 9, py - 22, size, 14), box(px + 9, py + 8, size, 14), box(px - 9 - size, py - 22, size, 14), box(px - 9 - size, py + 8, size, 14)];
@@ -105,7 +105,7 @@ async function differencesView(board, query) {
   const shorten = (label) => (only === "controls" ? label.replace(`${base.method}: `, "") : label);
   const longest = Math.max(8, ...points.map((p) => shorten(p.label).length));
   const margin = Math.min(narrow() ? 130 : 260, longest * 6.6 + 12);
-  const name = (label) => { const room = Math.floor((margin - 10) / 6.4); return shorten(label).length > room ? `${shorten(label).slice(0, room - 1)}…` : shorten(label); };
+  const name = (label) => cutName(shorten(label), Math.floor((margin - 10) / 6.5));
   const better = (p) => (p.mark !== "clear" || metric.better === null ? "none" : (p.value > 0) === metric.better ? "up" : "down");
   const colour = (p) => ({ up: "var(--up)", down: "var(--down)", none: "var(--ink)" })[better(p)];
   const drawing = points.length ? plot(Plot, {

@@ -104,6 +104,12 @@ function select(label, options, value, onchange, title) {
   return h("label", { class: "field", title }, h("span", {}, label), element);
 }
 
+// A row's name cut to so many letters: the end is kept, where controls and knobs tell themselves apart.
+function cutName(label, room) {
+  if (label.length <= room) return label;
+  return /[:(]/.test(label) ? `…${label.slice(1 - room)}` : `${label.slice(0, room - 1)}…`;
+}
+
 let groups = 0;
 function choice(label, options, value, onchange) {
   const name = `choice-${groups++}`;

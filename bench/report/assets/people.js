@@ -13,9 +13,8 @@ async function peopleView(board, query) {
   const dots = names.flatMap((i) => (show === "scores" ? people.users[i] : i === base ? [] : gaps(people, i, base))
     .map((value, user) => ({ value, row: i, user })).filter((d) => d.value !== null));
   const rows = names.filter((i) => show === "scores" || i !== base);
-  const margin = Math.min(narrow() ? 110 : 230, Math.max(...rows.map((i) => labels[i].length)) * 6.6 + 12);
-  const room = Math.floor((margin - 10) / 6.4);
-  const name = (i) => (labels[i].length > room ? `${labels[i].slice(0, room - 1)}…` : labels[i]);
+  const margin = Math.min(narrow() ? 126 : 230, Math.max(...rows.map((i) => labels[i].length)) * 6.6 + 12);
+  const name = (i) => cutName(labels[i], Math.floor((margin - 10) / 6.5));
   const place = new Map(rows.map((i, k) => [i, k]));
   const thin = Math.ceil(board.users / 400);
   const boxes = show === "scores" ? rows.filter((i) => people.spread[i]).map((i) => ({ y: place.get(i), q: people.spread[i] })) : [];
