@@ -212,12 +212,13 @@ def test_the_worked_numbers_of_the_page_on_the_table() -> None:
     assert power_of(float(found[1]), error, n) == pytest.approx(0.8, abs=0.002)
     assert f"copy-last {found[1]}" in page
     assert f"copy-last {sum(v > 0 for v in values)}/{values.count(0)}/0" in page
-    low, high = resampled(values)
-    shown = re.search(r"copy-last 0\.500\* \[([\d.]+), ([\d.]+)\]", page)
-    assert shown is not None
-    # A tail of 2.5 % or a little less: the table's intervals are a trifle wider for few users.
-    assert float(shown[1]) == pytest.approx(low, abs=0.04)
-    assert float(shown[2]) == pytest.approx(high, abs=0.04)
+    # For few users the table leaves out less than 2.5 % on each side, so that the interval is about Student's.
+    low, high = resampled(values, statistics.NormalDist().cdf(-math.sqrt(n / (n - 1)) * t))
+    interval = re.search(r"copy-last 0\.500\* \[([\d.]+), ([\d.]+)\]", page)
+    assert interval is not None
+    step = 1 / 4 / n  # of the mean
+    assert float(interval[1]) == pytest.approx(low, abs=1.1 * step)
+    assert float(interval[2]) == pytest.approx(high, abs=1.1 * step)
 
 
 def overlap(text: str, reference: str) -> float:
@@ -234,11 +235,12 @@ def power_of(difference: float, error: float, n: int) -> float:
     return float(stats.nct.sf(critical, n - 1, difference / error))
 
 
-def resampled(values: list[float], draws: int = 20_000) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % points of the mean of users drawn with replacement."""
+def resampled(values: list[float], tail: float, draws: int = 20_000) -> tuple[float, float]:
+    """The mean of users drawn with replacement, with `tail` of the draws left out on each side."""
     chance = random.Random(1)
     means = sorted(statistics.fmean(chance.choices(values, k=len(values))) for _ in range(draws))
-    return means[draws // 40], means[-(draws // 40)]
+    cut = round(tail * draws)
+    return means[cut], means[-cut - 1]
 
 
 # --- verbs -------------------------------------------------------------------------------------------------------
