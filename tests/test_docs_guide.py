@@ -59,7 +59,8 @@ def checkout(into: Path) -> Path:
 def test_the_quick_start_leads_from_a_fresh_clone_to_a_report(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     offline = "python -m pip install --no-deps --no-build-isolation --no-index --quiet --disable-pip-version-check"
     monkeypatch.setitem(SUBSTITUTIONS, "python3 -m venv .venv", "python3 -m venv --without-pip .venv")
-    monkeypatch.setitem(SUBSTITUTIONS, "python -m pip install -c constraints.txt", f"{offline} --ignore-installed")
+    # The reader's environment has all packages, and the clone's own code comes first in the clone's folder.
+    monkeypatch.setitem(SUBSTITUTIONS, "python -m pip install -c constraints.txt -e .", "true")
     monkeypatch.setitem(SUBSTITUTIONS, "python -m pip install --no-deps", offline)
     reader.folder = checkout(reader.folder / "dep-bench")
     reader.do("python -m bench --help")
