@@ -326,7 +326,9 @@ def test_a_server_that_misbehaves_loses_nothing_and_scores_nothing_wrongly(runs:
     assert told >= sum(kind in (0, 1, 4, 5) for kind in kinds) > 0
     code, table, err = call(["table", runs, "--metrics", "judge:tiny"], capsys)
     assert code == 0, err
-    assert "no value" in table or "without" in table or "missing" in table
+    note = re.search(r"Values that are missing, counted and not averaged: ([^.]*)\.", " ".join(table.split()))
+    assert note is not None, table
+    assert sum(map(int, re.findall(r"\b\d+\b", note[1]))) == told
 
 
 def test_a_budget_or_a_refused_key_keeps_what_was_judged(
@@ -391,11 +393,12 @@ def test_slips_are_told(arguments: Sequence[str], words: str, runs: Path, capsys
 
 
 @pytest.mark.weights
-def test_a_real_model_judges_at_home_and_over_http(runs: Path, capsys: Capture) -> None:
+def test_a_real_model_judges_at_home_and_over_http(tmp_path: Path, capsys: Capture) -> None:
     """SmolLM2 seldom keeps to the form: what counts is that both ways say the same and Nones are counted."""
     from test_openai_real import served
 
-    one = only_run(runs, "nonperso")
+    assert call([*FAKE, "--methods", "copy-last", "--limit", "2", "--out", tmp_path], capsys)[0] == 0
+    one = only_run(tmp_path, "copy-last")
     more = ["--set", "hf.dtype=float32", "--set", "hf.max_batch=1"]
     code, out, err = call(["judge", one, "--judge-engine", "hf", "--judge-model", "smollm2-135m", *more], capsys)
     assert code == 0, err
@@ -403,5 +406,5 @@ def test_a_real_model_judges_at_home_and_over_http(runs: Path, capsys: Capture) 
     with serving(answer=served(home)) as api:
         code, there, err = call(judge(api, one, "--set", "openai.omit=[]", model="smollm2"), capsys)
         assert code == 0, err
-        assert api.requests >= 12
+        assert api.requests >= 2
     assert out.split("judge:smollm2-135m")[1] == there.split("judge:smollm2")[1]
