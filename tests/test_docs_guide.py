@@ -28,7 +28,7 @@ from bench.keys import digest
 ROOT = DOCS.parent
 GUIDE = ("README.md", "quick-start.md", "concepts.md", "reading-the-table.md", "verbs.md")
 REPORT = "python -m bench report results/runs --out report"
-NEEDS_MORE = ("fetch", "throughput", "diagnose", "export")
+NEEDS_MORE = ("fetch", "throughput", "diagnose", "export", "judge")
 """Verbs that need a network, minutes or a trained model: their examples are parsed, not run."""
 
 reader = pages.reader  # the fixture
