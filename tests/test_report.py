@@ -563,6 +563,7 @@ def test_damaged_and_unfinished_runs_are_left_out_and_told(store: Path, tmp_path
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_for_papers_and_are_the_same_each_time(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from xml.etree import ElementTree
@@ -604,6 +605,7 @@ def test_without_matplotlib_figures_are_refused_with_the_way_out(
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.slow
 def test_latex_tables_compile(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     if shutil.which("pdflatex") is None:

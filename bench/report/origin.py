@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.card import command
-from bench.comparison import Entry
 from bench.errors import UsageError
 from bench.export import public
 from bench.reopen import stored_config
@@ -59,11 +58,3 @@ def folder(path: Path, roots: Sequence[Path]) -> str:
             whole = root.resolve().name if root.is_absolute() or ".." in root.parts else root.as_posix()
             return (Path(whole) / inner).as_posix()
     return path.name
-
-
-def entry_signatures(entry: Entry) -> dict[str, str]:
-    """Metric -> its signature in this row."""
-    found: dict[str, str] = {}
-    for scores in filter(None, entry.scores):
-        found |= {name: info.signature for name, info in scores.metrics.items()}
-    return found
