@@ -177,7 +177,8 @@ def test_the_page_on_the_table_says_what_is_printed_and_how_it_comes_about(
     )
     shown = [block.text for block in blocks("reading-the-table.md") if block.language == "text"]
     for command, text in zip(commands, shown, strict=True):
-        printed = squeezed(reader.said[command])
+        # Which of two rows alike is "#2" depends on the names of their folders, hence on versions of packages.
+        printed = re.sub(r" #\d", "", squeezed(reader.said[command]))
         for part in filter(None, map(squeezed, text.splitlines())):
             assert part in printed, command
 
