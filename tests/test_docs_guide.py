@@ -214,6 +214,13 @@ def test_the_worked_numbers_of_the_page_on_the_table() -> None:
     assert power_of(float(found[1]), error, n) == pytest.approx(0.8, abs=0.002)
     assert f"copy-last {found[1]}" in page
     assert f"copy-last {sum(v > 0 for v in values)}/{values.count(0)}/0" in page
+    seeds = re.search(
+        r"seeds of `rag` scored ([\d.]+) and ([\d.]+), so sd is their distance divided by √2, ([\d.]+\d)", page
+    )
+    assert seeds is not None
+    scores = [float(seeds[1]), float(seeds[2])]
+    assert f"{statistics.stdev(scores):.3f}" == seeds[3]
+    assert f"rag {statistics.fmean(scores):.3f}_ [0.038, 0.126] sd {seeds[3]}" in page
     # For few users the table leaves out less than 2.5 % on each side, so that the interval is about Student's.
     low, high = resampled(values, statistics.NormalDist().cdf(-math.sqrt(n / (n - 1)) * t))
     interval = re.search(r"copy-last 0\.500\* \[([\d.]+), ([\d.]+)\]", page)
