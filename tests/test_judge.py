@@ -392,6 +392,7 @@ def test_slips_are_told(arguments: Sequence[str], words: str, runs: Path, capsys
     assert words in err
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_a_real_model_judges_at_home_and_over_http(tmp_path: Path, capsys: Capture) -> None:
     """SmolLM2 seldom keeps to the form: what counts is that both ways say the same and Nones are counted."""
