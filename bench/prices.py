@@ -68,6 +68,8 @@ class Prices(Config):
 
         Hours cost where hours of any kind have a price; where none have, electricity alone is paid.
         """
+        if cost.accelerator_seconds == 0 and cost.core_seconds == 0 and not cost.calls:
+            return 0.0  # a service's, which is paid by the token
         if cost.calls and model is not None and model in self.tokens:
             price = self.tokens[model]
             return (cost.prompt_tokens * price.input + cost.output_tokens * price.output) / 1e6

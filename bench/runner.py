@@ -21,7 +21,7 @@ from bench.files import read_object
 from bench.fits import FIT_FILE, Fit, Say, duration, fit_folder, fit_or_load, kept_folder
 from bench.keys import digest, text_digest
 from bench.merging import merged, missing_joined, run_folder, shard_of, strangers
-from bench.meter import Meter, peak_rss
+from bench.meter import Meter, peak_rss, synchronize
 from bench.method import HARNESS_VERSION, Context, Method
 from bench.plan import LIMIT_SEED, WHO_WORKS, Plan, asks_model
 from bench.prices import Prices, bill
@@ -235,7 +235,9 @@ class MethodRun:
         learner = self.method.learner()
         parts["method"] = {"name": learner.name, "version": learner.version, "config": self.method.fit_config()}
         data = {"name": dataset.name, "fingerprint": dataset.fingerprint, "selection": digest(trained)}
-        return {**parts, "dataset": data}
+        # An epoch may be chosen by texts of the validation split, whose last bits hang on how they are written.
+        path = getattr(getattr(self.plan.engine, "config", None), "path", "auto")
+        return {**parts, "dataset": data, "path": path}
 
     def _about(self) -> dict[str, Any]:
         config = self.plan.config
@@ -350,11 +352,13 @@ class MethodRun:
             distinct = {request_key(request) for request in requests}
             self._announce(cache.missing(requests), len(distinct), f"prompts of stage {name}")
             with self._bar(f"{self.title}: {name}", len(distinct), 0) as bar:
-                return cache.run(plan.engine, requests, bar.update)
+                return cache.run(plan.engine, requests, bar.update, self._waited)
 
         if asks_model(self.method):
-            with self.meter.phase("load"):
-                plan.engine.load()
+            watch = Stopwatch(plan.engine.accelerators())
+            plan.engine.load()
+            synchronize()
+            self._waited(watch.lap())
         return replace(ctx, stage_runner=stage)
 
     def _fit(self, description: Mapping[str, Any], ctx: Context) -> Fit | None:
@@ -396,9 +400,19 @@ class MethodRun:
             for number, result in enumerate(self.plan.engine.stream(asked, bar.update), done):
                 waited, spent = watch.lap().split(result.load_seconds)
                 if waited.seconds:
-                    self.meter.add("load", waited.seconds, [costs.Cost.of("load", waited)])
+                    self._waited(waited)
+                    self._settle(folder)
                 self._store_batch(folder, number, asked[number - done], result, spent)
                 self.meter.start_peak()
+
+    def _peak(self) -> int | None:
+        """Most memory of the accelerator, or of this process where the model is in it; None where it is elsewhere."""
+        engine = self.plan.engine
+        return engine.peak_memory() or (peak_rss() if engine.accelerators() is None else None)
+
+    def _waited(self, spent: Spent) -> None:
+        """Counts as loading what an engine needed to start."""
+        self.meter.add("load", spent.seconds, [costs.Cost.of("load", spent)])
 
     @staticmethod
     def _bar(title: str, total: int, done: int) -> Any:
@@ -433,7 +447,7 @@ class MethodRun:
             prefill_seconds=result.prefill_seconds,
             decode_seconds=result.decode_seconds,
             wall_seconds=spent.seconds,
-            peak_memory=self.plan.engine.peak_memory() or peak_rss(),
+            peak_memory=self._peak(),
             energy_joules=spent.energy_joules,
             device=spent.device,
             accelerator_seconds=spent.accelerator_seconds,

@@ -45,11 +45,15 @@ class StageCache:
         return [request for key, request in asked.items() if key not in self.answers]
 
     def run(
-        self, engine: Engine, requests: Sequence[Request], progress: Callable[[int], object] | None = None
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        progress: Callable[[int], object] | None = None,
+        loaded: Callable[[Spent], object] | None = None,
     ) -> list[Generation]:
         """Generations in the order of `requests`; batches with all answers at hand are not run again.
 
-        `progress` is told how many are done, of as many as are distinct.
+        `progress` is told how many are done, of as many as are distinct; `loaded` what an engine needed to start.
         """
         if any(r.soft or r.adapter or r.steering or r.user_adapter for r in requests):
             raise UsageError(
@@ -65,7 +69,10 @@ class StageCache:
         watch = Stopwatch(engine.accelerators())
         results = engine.stream([[asked[i] for i in batch] for batch in left], progress)
         for batch, result in zip(left, results, strict=True):
-            self._append_costs(result.generations, watch.lap())
+            waited, spent = watch.lap().split(result.load_seconds)
+            if waited.seconds and loaded is not None:
+                loaded(waited)
+            self._append_costs(result.generations, spent)
             self._append([names[i] for i in batch], result.generations)
         fresh = {names[i] for batch in left for i in batch}
         return [self.answers[k] if k in fresh else replace(self.answers[k], cached=True) for k in keys]

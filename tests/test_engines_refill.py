@@ -245,6 +245,28 @@ def test_rows_at_different_steps_get_the_noise_of_their_own_step(steps: list[int
         assert torch.equal(together[i], gumbel(seeds[i : i + 1], step, tokens[:1])[0])
 
 
+def test_attention_under_a_mask_of_the_models_own_is_refused() -> None:
+    some = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(UsageError, match=r"hf\.path=reference"):
+        slots._slot_attention(torch.nn.Module(), some, some, some, torch.zeros(1, 1, 3, 3))
+
+
+def test_the_speed_is_measured_on_prompts_that_differ(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make()
+    engine.load()
+    seen: list[int] = []
+    write = HFEngine._write
+
+    def watched(self: HFEngine, prompts: list[Prompt], *more: object) -> object:
+        if len(prompts[0].ids) > 64:
+            seen.append(refill.shared_prefix(prompts))
+        return write(self, prompts, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HFEngine, "_write", watched)
+    engine._warm_up()
+    assert seen == [0, 0]
+
+
 def test_weights_lie_at_cache_lines(make: Make) -> None:
     engine = make()
     engine.load()

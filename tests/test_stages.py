@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -197,3 +198,19 @@ def test_a_context_runs_stages_through_its_runner_and_says_so_if_it_has_none(tmp
     ctx = replace(plain, stage_runner=lambda requests, stage: StageCache(tmp_path, stage).run(engine, requests))
     order = Random(0).sample(REQUESTS, len(REQUESTS))
     assert ctx.generate(order, "summary") == undisturbed(order)
+
+
+def test_an_engines_start_is_no_cost_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds that a batch waited for its engine are told apart, and the rest is the stage's."""
+    engine = Counting(rows=5)
+    run = engine.run
+
+    def late(batch: Sequence[Request]) -> BatchResult:
+        time.sleep(0.05)
+        return replace(run(batch), load_seconds=0.04 if len(engine.asked) <= 5 else 0.0)
+
+    monkeypatch.setattr(engine, "run", late)
+    waited: list[float] = []
+    StageCache(tmp_path, "summary").run(engine, REQUESTS, loaded=lambda spent: waited.append(spent.seconds))
+    assert waited == [pytest.approx(0.04)]
+    assert stage_costs(tmp_path)["summary"]["wall_seconds"] + 0.01 >= 0.06

@@ -88,7 +88,8 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory did not suffice."""
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
@@ -179,7 +180,14 @@ class HFEngine(Engine):
         from transformers import GenerationConfig
 
         tokenizer = self.tokenizer
-        model = self._read_weights().to(self.device).eval().requires_grad_(False)
+        try:
+            model = self._read_weights().to(self.device).eval().requires_grad_(False)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UsageError(
+                f"model {self.source.name!r} does not fit into memory; choose a smaller one with --model"
+            ) from error
         _align(model)
         # A checkpoint's own decoding habits (top-k 20, repetition penalty) would change every method's outputs
         # silently: only its end tokens are kept.
@@ -213,10 +221,8 @@ class HFEngine(Engine):
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and _out_of_memory(error):
-                raise UsageError(
-                    f"model {self.source.name!r} does not fit into memory; choose a smaller one with --model"
-                ) from error
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
             raise UsageError(f"model {self.source.name!r} cannot be loaded: {first_line(error)}") from error
         finally:
             logging.set_verbosity(verbosity)
@@ -250,9 +256,10 @@ class HFEngine(Engine):
         text = "The sound is clear and the price is fair. " * 64
         ids = self.tokenizer(text)["input_ids"][: max(1, min(256, self.context_length - 9))]
         few, many = 4, self._limits()[0]
-        self._generate_ids([ids[:16]] * few, new_tokens=2)
-        _, first, _ = self._generate_ids([ids] * few, new_tokens=1)
-        _, second, _ = self._generate_ids([ids] * few, new_tokens=1)
+        rows = [ids[i:] + ids[:i] for i in range(few)]  # what begins alike would be read once
+        self._generate_ids([row[:16] for row in rows], new_tokens=2)
+        _, first, _ = self._generate_ids(rows, new_tokens=1)
+        _, second, _ = self._generate_ids(rows, new_tokens=1)
         # Writing is read off a batch of the usual size: a step costs nearly the same however many rows share it.
         _, _, decode = self._generate_ids([ids[:64]] * many, new_tokens=9)
         return Speed(few * len(ids) / min(first, second), many * 8 / max(decode, 1e-9))
@@ -337,7 +344,7 @@ class HFEngine(Engine):
         try:
             return self._run_whole(prompts, batch, rows, tell)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         progress(-told)  # these will be written again
         # Outside the except block, so that the traceback no longer holds the tensors that did not fit.
@@ -496,7 +503,7 @@ def _if_it_fits(work: Callable[[], T]) -> T | None:
     try:
         return work()
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
     _free()
     return None

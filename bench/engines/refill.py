@@ -22,7 +22,6 @@ from bench.engines.chat import Prompt
 from bench.engines.sampling import draw
 from bench.engines.slots import Segment, Slots, Step, attention
 from bench.engines.steering import steered
-from bench.errors import UsageError
 from bench.types import Request, Sampling
 
 LEAST_PREFIX = 16
@@ -256,13 +255,18 @@ def shared_prefix(prompts: Sequence[Prompt]) -> int:
 
 
 def agrees(model: Any) -> bool:
-    """Whether reading from slots gives the logits of a plain forward pass: two prompts, then a token more for each.
+    """Whether reading from slots gives the logits of a plain forward pass: two prompts that begin alike, then a token
+    more for each.
 
     A family that does something of its own between keys and attention is found out here, whatever its configuration
     says.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    rows = [[(31 * i + 7) % vocabulary for i in range(12)], [(17 * i + 3) % vocabulary for i in range(7)]]
+    common = [(13 * i + 5) % vocabulary for i in range(LEAST_PREFIX + 4)]
+    rows = [
+        [*common, *((31 * i + 7) % vocabulary for i in range(12))],
+        [*common, *((17 * i + 3) % vocabulary for i in range(7))],
+    ]
     prompts = [Prompt(tuple(row), ()) for row in rows]
     device = model.get_input_embeddings().weight.device
     sampling = Sampling(0.0, 1.0, max_new_tokens=2, min_new_tokens=2)
@@ -271,7 +275,9 @@ def agrees(model: Any) -> bool:
     pool.taken = seen.append
     try:
         found = pool.write().tokens
-    except UsageError:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a family makes of inputs that it does not expect
         return False
     with torch.no_grad():
         plain = [

@@ -175,7 +175,9 @@ def _slot_attention(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     layer, _hand.layer = getattr(_hand, "layer", None), None
-    if layer is None or any(more.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
+    # A model that makes a mask of its own, or hands over more than plain attention knows, sees otherwise than causally.
+    known = ("softcap", "s_aux", "sliding_window")
+    if layer is None or attention_mask is not None or any(more.get(name) is not None for name in known):
         raise UsageError("this model's attention cannot read slots; use --set hf.path=reference")
     slots, number = layer
     return slots.attend(number, query, scaling).transpose(1, 2).contiguous(), None

@@ -121,7 +121,8 @@ class VLLMEngine(Engine):
             "revision": weights.planned_revision(self.source) or "not fetched",
             "dtype": self.dtype,
             "device": self.device,
-            "backend": f"vllm {installed()[1]}, torch {version('torch').partition('+')[0]}",
+            "backend": f"vllm {installed()[1]}, torch {version('torch').partition('+')[0]}, "
+            f"transformers {version('transformers')}",
             **quantized,
         }
 

@@ -75,8 +75,7 @@ def _batch(lm: LanguageModel, batch: Sequence[Request]) -> BatchResult:
         output = model.generate(
             **given,
             attention_mask=mask,
-            # one for the end by force, which is no token of the row's
-            max_new_tokens=max(lengths) + (len(set(lengths)) > 1),
+            max_new_tokens=max(lengths),
             do_sample=False,
             logits_processor=LogitsProcessorList([watch]),
         )

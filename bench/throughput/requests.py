@@ -37,7 +37,6 @@ _WORDS = [
     "it",
     "does",
 ]
-_OPENING = "Write the review that this user would write of the item below, in the user's own voice. "
 
 
 def lengths(low: int, high: int, count: int, seed: int) -> list[int]:
@@ -48,10 +47,11 @@ def lengths(low: int, high: int, count: int, seed: int) -> list[int]:
     return spread
 
 
-def prompt_of(engine: Engine, number: int, tokens: int, opening: str = _OPENING, soft: bool = False) -> Message:
-    """A prompt of as near to `tokens` tokens as whole words allow, template included; prompts differ by `number`.
+def prompt_of(engine: Engine, number: int, tokens: int, soft: bool = False) -> Message:
+    """A prompt of as near to `tokens` tokens as whole words allow, template included.
 
-    Raises UsageError if opening and template alone are longer.
+    Prompts differ by `number` from the user's first word on, so that nobody gains from reading a beginning once. Raises
+    UsageError if the template alone is longer.
     """
     stream = random.Random(number)
     words = [stream.choice(_WORDS) for _ in range(tokens)]
@@ -59,7 +59,7 @@ def prompt_of(engine: Engine, number: int, tokens: int, opening: str = _OPENING,
     tokens -= SOFT - 1 if soft else 0
 
     def prompt(count: int) -> Message:
-        return Message("user", opening + " ".join(words[:count]) + place)
+        return Message("user", " ".join([str(number), *words[:count]]) + place)
 
     low, high = 0, len(words)
     if engine.count_tokens([prompt(0)]) > tokens:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry, weights
 from bench.config import build, parse_overrides
 from bench.engines.base import BatchResult, Engine
+from bench.engines.hf import out_of_memory
 from bench.errors import UnknownName, UsageError
 from bench.meter import Meter, peak_rss
 from bench.throughput import requests as work
@@ -62,7 +63,7 @@ class Row:
     decode_seconds: float
     first_token_seconds: float | None
     """Median over requests, from the start of their batch."""
-    peak_memory: int
+    peak_memory: int | None
     texts: dict[str, str] = field(default_factory=dict, repr=False)
     """Example id -> what was written."""
 
@@ -82,6 +83,13 @@ def check(asked: Asked) -> None:
     for flag, (low, high) in (("--prompt-tokens", asked.prompt_tokens), ("--new-tokens", asked.new_tokens)):
         if not 1 <= low <= high:
             raise UsageError(f"{flag} takes a number or LOW:HIGH, whole numbers from 1 up, such as 400:1200")
+    for name in asked.contenders:
+        if name not in (ONE, PLAIN) and not registry.load("engine", name).local:
+            raise UsageError(f"--contenders {name}: a service's speed is not this machine's; leave it out")
+    if "adapters" in asked.kinds and not {ONE, PLAIN, HF} & set(asked.contenders):
+        raise UsageError(
+            "--kinds adapters needs one of one-by-one, plain, hf in --contenders, whose weights tell layers"
+        )
     if min(asked.requests, asked.batch, asked.rounds) < 1:
         raise UsageError("--requests, --batch and --rounds take whole numbers from 1 up")
     parts = parse_overrides(asked.overrides)
@@ -101,26 +109,28 @@ def measure(asked: Asked, say: Say = lambda _: None) -> dict[str, Any]:
 
     check(asked)
     shared = [name for name in asked.contenders if name in (ONE, PLAIN, HF)]
-    others = [name for name in asked.contenders if name not in shared]
-    rows: list[Row] = []
     left_out: dict[str, str] = {}
-    ceilings: Ceilings | None = None
-    sizes: Sizes | None = None
-    identities: dict[str, dict[str, str]] = {}
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for names in [shared, *([name] for name in others)]:
-            if not names:
-                continue
-            if asked.random_weights and names is not shared:
-                left_out[names[0]] = "it needs a folder of weights, not random ones"
-                continue
-            bout = _Bout(asked, names, Path(folder), say)
-            rows += bout.fight()
+        bouts = [_Bout(asked, shared, Path(folder), say)] if shared else []
+        for name in asked.contenders:
+            if name not in shared and asked.random_weights:
+                left_out[name] = "it needs a folder of weights, not random ones"
+            elif name not in shared:
+                bouts.append(_Bout(asked, [name], Path(folder), say))  # what it lacks is found out before any work
+        for bout in bouts:
+            try:
+                rows += bout.fight()
+            except UsageError as error:
+                if bout is bouts[0]:
+                    raise
+                left_out[bout.engine.name] = str(error)  # what others have done is not lost
+            finally:
+                bout.engine.close()
             left_out |= bout.left_out
-            identities[names[0] if names is not shared else HF] = bout.engine.identity()
-            if names is shared:
-                ceilings, sizes = bout.ceilings, bout.sizes
-            bout.engine.close()
+    own = next((bout for bout in bouts if bout.sizes), None)
+    identities = {bout.engine.name: bout.engine.identity() for bout in bouts}
+    ceilings, sizes = (own.ceilings, own.sizes) if own else (None, None)
     return figures.result(asked, rows, ceilings, sizes, identities, left_out)
 
 
@@ -141,6 +151,9 @@ class _Bout:
         # Where an engine tells rows at a time from requests between two results, it calls the former max_seqs.
         knob = next((name for name in ("max_seqs", "max_batch") if name in kind.Config.model_fields), None)
         rows = {knob: asked.batch} if knob else {}
+        longest = asked.prompt_tokens[1] + asked.new_tokens[1]
+        if "batch_tokens" in kind.Config.model_fields:
+            rows["batch_tokens"] = asked.batch * longest  # as many rows as the others have
         config = build(kind.Config, {**rows, **given}, name)
         if asked.random_weights:
             from bench.throughput.shapes import RandomEngine
@@ -149,7 +162,6 @@ class _Bout:
         else:
             engine = kind(weights.resolve(asked.model, "llm"), config)
         engine.prepare()
-        longest = asked.prompt_tokens[1] + asked.new_tokens[1]
         if longest > engine.context_length:
             raise UsageError(
                 f"{longest} tokens, prompt and answer, exceed the model's context of {engine.context_length}; "
@@ -162,7 +174,7 @@ class _Bout:
         made = {kind: self._requests(kind) for kind in self._kinds()}  # before weights: bad lengths end it here
         self.say(f"loading {self.engine.name}")
         self.engine.load()
-        if HF in self.names or {ONE, PLAIN} & set(self.names):
+        if {ONE, PLAIN, HF} & set(self.names):
             from bench.throughput import ceilings
 
             lm = self.engine.language_model()
@@ -170,6 +182,10 @@ class _Bout:
             self.ceilings = ceilings.measure(lm.device, lm.model.dtype)
             if "adapters" in made:
                 work.save_adapters(lm, self.folder, self.asked.requests)
+        for kind, asked in made.items():
+            for name in self.names:  # first kernels and imports are slow, and no contender's fault
+                short = replace(asked[0], sampling=replace(asked[0].sampling, max_new_tokens=2, min_new_tokens=2))
+                self._once(name, kind, [short])
         best: dict[tuple[str, str], Row] = {}
         for number in range(self.asked.rounds):
             for kind, asked in made.items():
@@ -200,8 +216,14 @@ class _Bout:
         self.engine.peak_memory()
         Meter().start_peak()
         start = time.perf_counter()
-        results, order = self._work(name, requests)
-        seconds = time.perf_counter() - start
+        try:
+            results, order = self._work(name, requests)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise UsageError(f"{name}, {kind}: out of memory; lower --batch or lengths") from error
+        # An engine may start with its first requests.
+        seconds = time.perf_counter() - start - sum(result.load_seconds for result in results)
         answers = [generation for result in results for generation in result.generations]
         if failed := [g.error for g in answers if g.error]:
             raise UsageError(f"{name}, {kind}: {failed[0]}; lower --batch or lengths")
@@ -215,7 +237,7 @@ class _Bout:
             sum(result.prefill_seconds for result in results),
             sum(result.decode_seconds for result in results),
             first[len(first) // 2] if first else None,
-            self.engine.peak_memory() or peak_rss(),
+            self.engine.peak_memory() or (peak_rss() if self.engine.accelerators() is None else None),
             {requests[i].example_id: g.text for i, g in zip(order, answers, strict=True)},
         )
 

@@ -23,7 +23,7 @@ def as_text(result: Mapping[str, Any]) -> str:
             "decode tok/s": row["decode_tokens_per_second"],
             "of bandwidth": row["decode_bandwidth"],
             "first token s": row["first_token_seconds"],
-            "peak GiB": row["peak_memory"] / 2**30,
+            "peak GiB": None if row["peak_memory"] is None else row["peak_memory"] / 2**30,
         }
         for row in result["rows"]
     ]
