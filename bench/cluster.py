@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ _STARTS = 5
 """Workers in a row that may die before they are ready."""
 _PATIENCE, _HOLDS = 20.0, 30
 """Seconds that a worker waits for a unit's folder, and how often."""
+_ANSWER = 10.0
+"""Seconds for a cluster to take a connection."""
 _TELL = 30.0
 """Seconds without any news after which something is said."""
 
@@ -178,6 +181,7 @@ def execute_on_cluster(plan: Plan, report: Say = say) -> list[StoredRun]:
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
     own: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     try:
+        _answers(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
@@ -188,6 +192,14 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str | None) -> None:
+    """Raises OSError where nobody listens: Ray itself would go on trying for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER):
+            pass
 
 
 class _Driver:
