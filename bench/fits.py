@@ -236,7 +236,9 @@ def _prepare_work(folder: Path, resume: bool, say: Say) -> Path:
     work = _work(folder)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
-    elif work.exists() and any(work.iterdir()):
+    elif work.exists() and any(
+        path.name != LEDGER for path in work.iterdir()
+    ):  # what was paid is nothing to go on from
         say(f"an earlier process left a fit unfinished; going on from what it kept in {work}")
     work.mkdir(exist_ok=True)
     return work

@@ -322,8 +322,10 @@ def _hours_told(whole: Takes, config: RunConfig) -> str:
 
 def measured_rates(config: RunConfig) -> Rates | None:
     """What the runs under `out` measured with this model; None where there are none."""
+    if not (stored := _stored(config.out)):
+        return None
     called = _label(config.model) if registry.load("engine", config.engine).local else config.model
-    found = [run for run in _stored(config.out) if run.description["engine"].get("model") == called]
+    found = [run for run in stored if run.description["engine"].get("model") == called]
     sums = {key: sum(float(run.totals.get(key) or 0) for run in found) for key in _TOTALS}
     if not (sums["prefill_seconds"] and sums["decode_seconds"] and sums["output_tokens"]):
         return None

@@ -262,6 +262,8 @@ class Nodes:
             stdout=subprocess.PIPE,
             stderr=(out.parent / f"{out.name}.log").open("a"),
             text=True,
+            # A shell's background jobs, and what they start, are born deaf to it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def begun(self, out: Path, child: subprocess.Popen[str]) -> None:

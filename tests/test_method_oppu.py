@@ -260,23 +260,24 @@ def test_a_run_that_was_killed_ends_with_the_same_records_and_trains_nobody_twic
         patch.setattr(bank, "save_adapter", fails)
         with pytest.raises(Killed):
             run(engine.folder, tmp_path / "killed")
-    batches = HFEngine.run
+    batches = HFEngine._run
 
-    def stops(self: HFEngine, batch: Any) -> Any:
+    def stops(self: HFEngine, batch: Any, *more: Any) -> Any:
         if len(batch) == 1:
             raise Killed
-        return batches(self, batch)
+        return batches(self, batch, *more)
 
+    few = ["hf.max_batch=3", "hf.refill=1"]
     spy.groups = 0
     with monkeypatch.context() as patch:
-        patch.setattr(HFEngine, "run", stops)
+        patch.setattr(HFEngine, "_run", stops)
         with pytest.raises(Killed):
-            run(engine.folder, tmp_path / "killed", assign=["hf.max_batch=3"])
+            run(engine.folder, tmp_path / "killed", assign=few)
     assert spy.groups == 1
     spy.groups = 0
-    (after,) = run(engine.folder, tmp_path / "killed", assign=["hf.max_batch=3"])
+    (after,) = run(engine.folder, tmp_path / "killed", assign=few)
     assert spy.groups == 0
-    assert records(after) == records(run(engine.folder, tmp_path / "whole", assign=["hf.max_batch=3"])[0])
+    assert records(after) == records(run(engine.folder, tmp_path / "whole", assign=few)[0])
     assert json.loads(records(whole).splitlines()[0])["text"] is not None
     assert after.totals["adapt_seconds"] > 0
 
