@@ -146,6 +146,7 @@ def make_plan(config: RunConfig) -> Plan:
         if twice := sorted({str(value) for value in values if list(values).count(value) > 1}):
             raise UsageError(f"--{what} names {', '.join(twice)} more than once; once is enough")
     overrides = parse_overrides(config.overrides)
+    _check_budgets(config, overrides)
     engine_class = registry.load("engine", config.engine)
     names, left_out = _named(config.methods, engine_class)
     planned = tuple(expand(names, config.ablate, overrides))
@@ -185,6 +186,18 @@ def _check_parts_of_work(config: RunConfig) -> None:
                 raise UsageError(f"--executor ray divides the work itself; leave {flag} out")
     elif config.address is not None or config.workers is not None:
         raise UsageError("--address and --workers go with --executor ray")
+
+
+def _check_budgets(config: RunConfig, overrides: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses budgets that workers would not share: each has an engine of its own, which would spend all of it."""
+    knobs = overrides.get(config.engine, {})
+    budgets = {"--max-cost": "max_cost", "--max-requests": "max_requests"}
+    given = [flag for flag, knob in budgets.items() if knobs.get(knob) is not None]
+    if given and config.executor is Executor.RAY:
+        raise UsageError(
+            f"{' and '.join(given)} would hold for each worker of --executor ray by itself, not for all of them "
+            "together; leave out one or the other"
+        )
 
 
 def _named(names: Sequence[str], engine: type[Engine]) -> tuple[list[str], dict[str, str]]:

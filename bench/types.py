@@ -210,7 +210,8 @@ class Generation:
     prompt_tokens: int
     output_tokens: int
     finish_reason: str
-    """"stop", "length", "none" (no model was asked) or "error"."""
+    """"stop", "length", "none" (no model was asked) or "error"; of a server also "content_filter", "tool_calls",
+    "function_call" or "other"."""
     cached: bool = False
     error: str | None = None
     estimated: bool = False

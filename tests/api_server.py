@@ -200,6 +200,10 @@ class _Handler(BaseHTTPRequestHandler):
     def act_choices(self, body: dict[str, Any], prompt: str, choices: Sequence[Any] = ()) -> None:
         self._whole(200, self._completion(list(choices), 5, 3))
 
+    def act_finish(self, body: dict[str, Any], prompt: str, finish: Any) -> None:
+        """An answer that ended for a reason of the server's own."""
+        self._whole(200, self._completion([self._choice("fine", finish)], 5, 3))
+
     def act_null(self, body: dict[str, Any], prompt: str, finish: str = "stop", **message: Any) -> None:
         self._whole(200, self._completion([self._choice(None, finish)], 5, 3))
 

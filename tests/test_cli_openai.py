@@ -208,6 +208,76 @@ def test_what_cannot_work_is_told_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("budget", "flag"),
+    [
+        (("--max-requests", "5"), "--max-requests would hold for each worker"),
+        (("--max-cost", "1"), "--max-cost would hold for each worker"),
+        (("--set", "openai.max_requests=0"), "--max-requests would hold for each worker"),
+        (("--max-requests", "5", "--max-cost", "1"), "--max-cost and --max-requests would hold for each worker"),
+    ],
+)
+def test_a_budget_is_not_multiplied_by_workers(
+    budget: Sequence[str], flag: str, tmp_path: Path, capsys: Capture
+) -> None:
+    with serving() as api:
+        code, _, err = call(ask(api, tmp_path / "runs", "--executor", "ray", *budget), capsys)
+        assert (code, api.requests) == (2, 0)
+    assert f"error: {flag} of --executor ray by itself" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dead_server_leaves_no_failures_behind(
+    tmp_path: Path, capsys: Capture, whole: tuple[dict[str, bytes], int]
+) -> None:
+    dead = {"is": True}
+    with serving(lambda *_: ("status", 502, "bad gateway") if dead["is"] else "ok") as api:
+        code, _, err = call(ask(api, tmp_path, "--set", "openai.retries=1"), capsys)
+        assert code == 2
+        assert "8 requests in a row got no answer" in err
+        dead["is"] = False
+        code, _, err = call(ask(api, tmp_path), capsys)
+        assert code == 0, err
+    assert contents(tmp_path) == whole[0]
+
+
+def test_overwriting_finishes_where_only_rejections_are_left(tmp_path: Path, capsys: Capture) -> None:
+    fine: set[str] = set()
+
+    def script(prompt: str, attempt: int, level: int) -> Act:
+        if len(fine) < 4:
+            fine.add(prompt)
+        return "ok" if prompt in fine else ("status", 400, "no")
+
+    with serving(script) as api:
+        asked = ask(api, tmp_path, "--set", "openai.concurrency=1", methods="nonperso")
+        code, _, err = call(asked, capsys)
+        assert code == 0, err
+        stored = contents(tmp_path)
+        code, _, err = call([*asked, "--existing", "overwrite"], capsys)
+        assert code == 0, err
+        assert api.requests == 12 + 8
+    assert contents(tmp_path) == stored
+
+
+def test_half_a_character_of_an_answer_that_goes_into_a_prompt(tmp_path: Path, capsys: Capture) -> None:
+    with serving(answer=lambda body: ("a profile \ud800 of words", 9, 5)) as api:
+        code, _, err = call(ask(api, tmp_path, "--limit", "3", methods="pag"), capsys)
+    assert code == 0, err
+    records = [json.loads(line) for line in (only_run(tmp_path, "pag") / "records.jsonl").read_text().splitlines()]
+    assert {record["text"] for record in records} == {"a profile ? of words"}
+
+
+@pytest.mark.parametrize("extra", ['{"n": 4}', '{"stream": true}', '{"max_tokens": "abc"}', '{"max_tokens": null}'])
+def test_what_extra_may_not_hold_is_told_before_anything_starts(extra: str, tmp_path: Path, capsys: Capture) -> None:
+    with serving() as api:
+        code, _, err = call(ask(api, tmp_path / "runs", "--set", f"openai.extra={extra}"), capsys)
+        assert (code, api.requests) == (2, 0)
+    assert "error: openai.extra = " in err
+    assert "it may not hold" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_flags_of_a_server_go_with_its_engine(tmp_path: Path, capsys: Capture) -> None:
     code, _, err = call(["run", "--methods", "nonperso", "--base-url", "http://h/v1", "--out", tmp_path], capsys)
     assert code == 2

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("openai")
 
+from bench.config import build
 from bench.engines import openai_limits
 from bench.engines import openai_wire as wire
 from bench.engines.openai import OpenAIConfig, OpenAIEngine, estimate
 from bench.engines.openai_answers import AnswerFile
 from bench.errors import UsageError
+from bench.keys import digest
 from bench.types import Generation, Message, Request, Sampling
 
 QUICK: dict[str, Any] = {"backoff": 0.01, "timeout": 20.0}
@@ -245,6 +247,73 @@ def test_settings_that_no_request_survives_end_the_run_early() -> None:
         assert api.requests <= 9
 
 
+BAD = {"502": ("status", 502, "bad gateway"), "garbage": "garbage", "no content": "null"}
+
+
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+def test_a_server_behind_a_proxy_that_is_dead_ends_the_run(fault: str, concurrency: int, tmp_path: Path) -> None:
+    requests, dead = asks(30), {"is": False}
+    with serving(lambda *_: BAD[fault] if dead["is"] else "ok") as api:
+        answers(engine_of(api, tmp_path), requests[:6])
+        dead["is"] = True
+        engine = engine_of(api, tmp_path, retries=1, concurrency=concurrency)
+        got: list[Any] = []
+        with pytest.raises(UsageError, match="8 requests in a row got no answer") as told:
+            got.extend(engine.stream([[r] for r in requests]))
+        engine.close()
+        assert "6 of 30 answers are kept" in str(told.value)
+        assert [result.generations[0].text for result in got] == expected(requests)[:6]  # and no failure among them
+        assert api.requests <= 6 + 2 * (8 + concurrency)
+        dead["is"] = False
+        again = answers(engine_of(api, tmp_path), requests)
+    assert [answer.text for answer in again] == expected(requests)
+
+
+def test_failures_between_answers_end_nothing() -> None:
+    """Two of three fail for good, 20 in all, but never 8 in a row."""
+    requests = asks(30)
+    well = {r.messages[0].content for r in requests[::3]}
+    with serving(lambda prompt, attempt, level: "ok" if prompt in well else BAD["502"]) as api:
+        got = answers(engine_of(api, retries=1, concurrency=2), requests)
+    assert [answer.error is None for answer in got] == [i % 3 == 0 for i in range(30)]
+
+
+def test_requests_that_fail_while_others_are_answered_tell_nothing_of_the_server() -> None:
+    """Ten fail for good at one moment, but an answer came after each one's first attempt."""
+    requests = asks(11)
+
+    def script(prompt: str, attempt: int, level: int) -> Act:
+        if prompt.startswith("p10 "):
+            return "ok", 0.3
+        return "status", 502, "bad gateway"
+
+    with serving(script) as api:
+        got = answers(engine_of(api, retries=1, concurrency=11, backoff=2.0), requests)
+    assert [answer.error is None for answer in got] == [False] * 10 + [True]
+
+
+def test_rejections_are_not_stored_by_a_run_that_they_end(tmp_path: Path) -> None:
+    got: list[Any] = []
+    with serving(lambda *_: ("status", 400, "unsupported parameter")) as api:
+        engine = engine_of(api, tmp_path, concurrency=1)
+        with pytest.raises(UsageError, match="the first 8 requests are all rejected"):
+            got.extend(engine.stream([[r] for r in asks(20)]))
+        engine.close()
+    assert got == []
+
+
+def test_rejections_beside_answers_on_disk_end_nothing(tmp_path: Path) -> None:
+    """What is left to ask is what was rejected before, so all of it may be."""
+    requests = asks(30)
+    with serving(lambda prompt, *_: "ok" if int(prompt[1:].split()[0]) < 15 else ("status", 400, "no")) as api:
+        first = answers(engine_of(api, tmp_path), requests)
+        again = answers(engine_of(api, tmp_path), requests)
+    assert [answer.error for answer in again] == [answer.error for answer in first]
+    assert [answer.text for answer in again[:15]] == expected(requests[:15])
+    assert {answer.error for answer in again[15:]} == {"HTTP 400: no"}
+
+
 def test_the_limit_falls_when_the_server_refuses_and_is_never_exceeded() -> None:
     requests = asks(80)
     with serving(lambda prompt, attempt, level: ("status", 429, "busy") if level > 4 else ("ok", 0.02)) as api:
@@ -315,6 +384,56 @@ def test_tokens_are_estimated_where_the_server_counts_none_and_that_is_said(api:
     assert "those of 3 answers estimated" in str(engine.told())
 
 
+@pytest.mark.parametrize("name", ["n", "stream", "messages", "model", "max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("value", [4, True, None, "abc"])
+def test_what_the_engine_sends_itself_is_refused_in_extra(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"openai\.extra = .* is not valid: it may not hold {name}: "):
+        build(OpenAIConfig, {"extra": {"top_k": 3, name: value}}, "openai")
+
+
+@pytest.mark.parametrize("value", [float("nan"), datetime(2026, 1, 1, tzinfo=UTC), "\ud800", [{"a": {1, 2}}]])
+def test_what_is_no_json_is_refused_in_extra(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"openai\.extra = .* is not valid: it holds a value that JSON has not"):
+        build(OpenAIConfig, {"extra": {"odd": value}}, "openai")
+
+
+def test_half_a_character_in_an_answer_harms_nothing(api: ApiServer, tmp_path: Path) -> None:
+    api.answer = lambda body: ("half \ud83d of it, \U0001f600", 3, 3)
+    (answer,) = answers(engine_of(api, tmp_path), asks(1))
+    assert answer.text == "half ? of it, \U0001f600"
+    assert digest(answer.text) == digest("half ? of it, \U0001f600")
+    (path,) = tmp_path.rglob("*.jsonl")
+    path.write_text(path.read_text().replace("half ?", r"half \udfff"))  # as older files may have it
+    (again,) = answers(engine_of(api, tmp_path), asks(1))
+    assert (again.text, again.cached) == (answer.text, True)
+    api.script = lambda *_: ("status", 400, "no \ud800")
+    (failed,) = answers(engine_of(api, tmp_path), asks(1, seed=1))
+    assert failed.error == "HTTP 400: no ?"
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "content_filter", "tool_calls", "function_call"])
+def test_a_known_reason_to_end_is_kept(reason: str, api: ApiServer, tmp_path: Path) -> None:
+    api.script = lambda *_: ("finish", reason)
+    for _ in range(2):
+        (answer,) = answers(engine_of(api, tmp_path), asks(1))
+        assert answer.finish_reason == reason
+
+
+@pytest.mark.parametrize("reason", [f"ended for {KEY}", [KEY], {"a": KEY}, 7, "eos"])
+def test_an_unknown_reason_to_end_is_not_repeated(
+    reason: Any, api: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    api.script = lambda *_: ("finish", reason)
+    (answer,) = answers(engine_of(api, tmp_path), asks(1))
+    assert (answer.text, answer.finish_reason) == ("fine", "other")
+    (path,) = tmp_path.rglob("*.jsonl")
+    assert KEY not in path.read_text()
+    path.write_text(path.read_text().replace('"other"', json.dumps(reason)))  # as older files may have it
+    (again,) = answers(engine_of(api, tmp_path), asks(1))
+    assert (again.text, again.finish_reason, again.cached) == ("fine", "other", True)
+
+
 # -- answers on disk ----------------------------------------------------------------------------------------------
 
 
@@ -347,6 +466,19 @@ def test_whatever_changes_an_answer_is_asked_anew_and_nothing_else(api: ApiServe
     answers(engine_of(api, tmp_path), asks(1, temperature=0.0))
     answers(engine_of(api, tmp_path, endpoint="elsewhere"), requests)
     assert api.requests == 6
+
+
+def test_seeds_that_are_not_sent_are_questions_of_their_own(api: ApiServer, tmp_path: Path) -> None:
+    numbers = iter(range(100))
+    api.answer = lambda body: (f"answer {next(numbers)}", 3, 2)
+    knobs: dict[str, Any] = {"omit": ("seed",), "concurrency": 1}
+    both = [*asks(2, seed=0), *asks(2, seed=1)]
+    got = answers(engine_of(api, tmp_path, **knobs), both)
+    assert [answer.text for answer in got] == [f"answer {i}" for i in range(4)]
+    assert all("seed" not in body for body in api.seen.bodies)
+    again = answers(engine_of(api, tmp_path, **knobs), both[::-1])[::-1]
+    assert [answer.text for answer in again] == [answer.text for answer in got]
+    assert api.requests == 4
 
 
 def test_a_server_with_a_name_may_move(tmp_path: Path) -> None:
@@ -438,6 +570,43 @@ def test_lost_answers_count_at_their_worst(api: ApiServer) -> None:
     (answer,) = answers(engine, asks(1))
     worst = (len("p0 one two three") + 16 + 256 + 20) / 1000
     assert engine.budget.spent == pytest.approx(worst + (answer.prompt_tokens + answer.output_tokens) / 1000)
+
+
+WITHHELD: dict[str, Act] = {"filter": ("null", "content_filter"), "reasoning": ("null", "length")}
+
+
+@pytest.mark.parametrize("usage", [True, False])
+@pytest.mark.parametrize("kind", WITHHELD)
+def test_answers_that_were_withheld_are_paid_for(api: ApiServer, kind: str, usage: bool) -> None:
+    api.script, api.usage = lambda *_: WITHHELD[kind], usage
+    engine = engine_of(api, max_cost=100.0, price_in=1000.0, price_out=2000.0)
+    (answer,) = answers(engine, asks(1))
+    worst = (len("p0 one two three") + 16 + 256) * 1e-3 + 20 * 2e-3
+    assert answer.error
+    assert engine.budget.spent == pytest.approx(5e-3 + 3 * 2e-3 if usage else worst)
+    told = (5, 3) if usage else (0, 0)
+    assert (answer.prompt_tokens, answer.output_tokens) == told
+    assert (engine.tally.prompt_tokens, engine.tally.output_tokens) == told
+
+
+def test_what_is_refused_by_status_is_free(api: ApiServer) -> None:
+    api.script = lambda *_: ("status", 400, "no")
+    engine = engine_of(api, max_cost=100.0, price_in=1000.0, price_out=2000.0)
+    assert answers(engine, asks(1))[0].error
+    assert engine.budget.spent == 0
+
+
+def test_the_tokens_of_all_attempts_count() -> None:
+    """An attempt without choices takes 5 + 3 tokens, an answer 11 and its own."""
+    requests = asks(2)
+    with serving(lambda prompt, attempt, level: "choices" if attempt == 0 or prompt[:2] == "p1" else "ok") as api:
+        engine = engine_of(api, retries=2, price_in=1000.0, price_out=1000.0)
+        fine, failed = answers(engine, requests)
+    assert fine.prompt_tokens == 11
+    assert (failed.prompt_tokens, failed.output_tokens) == (15, 9)
+    assert engine.tally.prompt_tokens == 5 + 11 + 15
+    assert engine.tally.output_tokens == 3 + fine.output_tokens + 9
+    assert engine.budget.spent == pytest.approx((engine.tally.prompt_tokens + engine.tally.output_tokens) / 1000)
 
 
 def test_money_needs_prices() -> None:

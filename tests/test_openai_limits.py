@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.engines.openai_limits import LONGEST_BACKOFF, Budget, BudgetReached, Gate, Stopped, backoffs, retry_after
+from bench.engines.openai_limits import (
+    LONGEST_BACKOFF,
+    Budget,
+    BudgetReached,
+    Gate,
+    Silence,
+    Stopped,
+    backoffs,
+    retry_after,
+)
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -53,6 +62,22 @@ def test_backoffs_double_within_jitter_and_are_the_same_each_time(first: float, 
 
 def test_backoffs_of_two_requests_differ() -> None:
     assert list(islice(backoffs(1, "a"), 4)) != list(islice(backoffs(1, "b"), 4))
+
+
+@given(events=st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=40))
+def test_silence_counts_failures_since_the_last_answer(events: list[int | None]) -> None:
+    """None is an answer; a number is a failure whose first attempt lies so many events back."""
+    silence, known, before = Silence(), [], [0]
+    for place, event in enumerate(events):
+        if event is None:
+            silence.answered()
+        else:
+            start = max(0, place - event)
+            row = silence.failed(before[start])
+            known.append((start, place))
+            last = max((i for i in range(place) if events[i] is None), default=-1)
+            assert row == sum(last < first for first, end in known)
+        before.append(silence.answers)
 
 
 def test_the_limit_is_halved_once_a_round_and_grows_by_one_a_round() -> None:

@@ -19,13 +19,13 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bench.config import Config
 from bench.engines import openai_wire as wire
 from bench.engines.base import BatchResult, Engine, Progress
-from bench.engines.openai_answers import AnswerFile
-from bench.engines.openai_limits import Budget, BudgetReached, Gate, Stopped, Ticket, backoffs
+from bench.engines.openai_answers import AnswerFile, utf8
+from bench.engines.openai_limits import Budget, BudgetReached, Gate, Silence, Stopped, Ticket, backoffs
 from bench.errors import UsageError
 from bench.files import folder_name
 from bench.keys import canonical_json, digest
@@ -38,7 +38,14 @@ _FRAME_TOKENS = 256
 _MOST_REFUSALS = 30
 """How often one request is refused while others are answered, before it counts as failed."""
 _HOPELESS = 8
-"""Rejections without a single answer before them, after which the settings are at fault and not the prompts."""
+"""Failures without a single answer, after which the settings or the server are at fault and not the prompts."""
+_OURS = {
+    **dict.fromkeys(("model", "messages"), "the run gives it"),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "give --max-new-tokens, and openai.max_tokens_field"),
+    "n": "each request has one answer",
+    "stream": "answers are read whole",
+}
+"""What `extra` may not hold, and why."""
 _NO_KEY = "none"
 """Sent where there is no key: local servers ask for none, the library does."""
 
@@ -85,6 +92,18 @@ class OpenAIConfig(Config):
     max_requests: int | None = Field(default=None, ge=0)
     """Most requests that one command may send, retries among them (--max-requests)."""
 
+    @field_validator("extra")
+    @classmethod
+    def _nothing_of_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in extra:
+            if name in _OURS:
+                raise ValueError(f"it may not hold {name}: {_OURS[name]}")
+        try:
+            canonical_json(extra).encode()
+        except (TypeError, ValueError):
+            raise ValueError("it holds a value that JSON has not, such as a date, NaN or half a character") from None
+        return extra
+
 
 @dataclass
 class Tally:
@@ -99,6 +118,10 @@ class Tally:
     """Answers whose tokens the server did not count."""
     again: Counter[str] = field(default_factory=Counter)
     """Why requests were sent again: reason -> times."""
+
+    def count(self, usage: wire.Usage) -> None:
+        self.prompt_tokens += usage.prompt_tokens
+        self.output_tokens += usage.output_tokens
 
 
 @dataclass(frozen=True)
@@ -146,6 +169,9 @@ class OpenAIEngine(Engine):
                 "--set openai.price_out=..."
             )
         self.tally = Tally()
+        self._silence = Silence()
+        self._failures: list[tuple[Sequence[int], Generation]] = []
+        self._doomed = False
         self.budget = Budget(self.config.max_requests, self.config.max_cost)
         self._folder: Path | None = None
         self._answers: AnswerFile | None = None
@@ -307,6 +333,7 @@ class OpenAIEngine(Engine):
         if self._answers is None:
             raise RuntimeError("load() the engine first")
         self._gate = gate = Gate(self.config.concurrency, self.budget)
+        self._failures, self._doomed = [], False
         jobs = []
         for job in self._jobs(requests):
             if (known := self._answers.get(job.key)) is not None:
@@ -317,17 +344,19 @@ class OpenAIEngine(Engine):
         waiting = iter(jobs)
         count = min(self.config.concurrency, len(jobs))
         await asyncio.gather(*(self._work(gate, waiting, deliver) for _ in range(count)))
+        self._deliver_failures(deliver)
 
     def _jobs(self, requests: Sequence[Request]) -> list[_Job]:
         same: dict[str, list[int]] = {}
         bodies: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         for place, request in enumerate(requests):
             body, extra = self._body(request)
-            key = digest([self._endpoint, body, extra], 32)
+            unsent = [request.seed] if "seed" in self.config.omit else []  # else all seeds had one answer
+            key = digest([self._endpoint, body, extra, *unsent], 32)
             same.setdefault(key, []).append(place)
             bodies[key] = body, extra
         return [
-            _Job(key, *bodies[key], self._worst(*bodies[key]), requests[places[0]], tuple(places))
+            _Job(key, *bodies[key], self._worst(bodies[key][0]), requests[places[0]], tuple(places))
             for key, places in same.items()
         ]
 
@@ -343,16 +372,15 @@ class OpenAIEngine(Engine):
             self.config.max_tokens_field: sampling.max_new_tokens,
         }
         for message in body["messages"]:  # half of a surrogate pair is no UTF-8
-            message["content"] = message["content"].encode("utf-8", "replace").decode()
+            message["content"] = utf8(message["content"])
         body = {name: value for name, value in body.items() if name not in self.config.omit}
         least = {"min_tokens": sampling.min_new_tokens} if sampling.min_new_tokens else {}
         return body, {**least, **self.config.extra}
 
-    def _worst(self, body: Mapping[str, Any], extra: Mapping[str, Any]) -> float:
+    def _worst(self, body: Mapping[str, Any]) -> float:
         """What a request can cost at most: a token is at least a byte, and no answer is longer than asked for."""
         prompt = sum(len(message["content"].encode()) + 16 for message in body["messages"]) + _FRAME_TOKENS
-        longest = {**body, **extra}[self.config.max_tokens_field]
-        return self._cost(wire.Usage(prompt, int(longest)))
+        return self._cost(wire.Usage(prompt, body[self.config.max_tokens_field]))
 
     def _cost(self, usage: wire.Usage) -> float:
         prices = self.config.price_in or 0.0, self.config.price_out or 0.0
@@ -369,41 +397,62 @@ class OpenAIEngine(Engine):
                 return
             except (BudgetReached, wire.Hopeless, OSError) as problem:
                 gate.close()
+                self._doomed = self._doomed or not isinstance(problem, BudgetReached)
                 told = wire.Hopeless(self._hidden(str(problem))) if isinstance(problem, wire.Hopeless) else problem
                 deliver((), told)
                 return
+            if answer.error is not None:
+                self._failures.append((job.places, answer))
+                continue
+            self._deliver_failures(deliver)
             deliver(job.places, answer)
+
+    def _deliver_failures(self, deliver: _Deliver) -> None:
+        """Failures are told once an answer shows that not all fail: what ends the run is asked again by the next."""
+        failures, self._failures = self._failures, []
+        for places, failure in failures if not self._doomed else []:
+            deliver(places, failure)
 
     async def _one(self, gate: Gate, job: _Job) -> Generation:
         """The answer to one thing, or its error once retries are used up."""
         waits = backoffs(self.config.backoff, job.key)
-        faults = refusals = 0
+        faults = refusals = before = 0
+        taken: list[wire.Usage | None] = []
         while True:
             try:
                 async with gate.through(job.worst) as ticket:
+                    before = before if faults or refusals else self._silence.answers
                     reply = await self._attempt(gate, ticket, job)
                 return self._accepted(job, reply)
             except wire.Rejected as error:
-                self.tally.failed += 1
-                if not self.tally.answers and self.tally.failed >= _HOPELESS:
+                failure = self._failed(str(error), [*taken, error.usage])
+                if not (self.tally.answers or self.tally.from_disk) and self.tally.failed >= _HOPELESS:
                     raise wire.Hopeless(f"the first {self.tally.failed} requests are all rejected: {error}") from None
-                return self._failed(str(error))
+                return failure
             except wire.Refused as error:
                 refusals += 1
                 why, wait = str(error), max(error.wait or 0.0, next(waits))
                 if refusals > _MOST_REFUSALS:
-                    self.tally.failed += 1
-                    return self._failed(f"refused {refusals} times while others were answered: {error}")
+                    self._check_silence(before, error)
+                    return self._failed(f"refused {refusals} times while others were answered: {error}", taken)
             except wire.Faulty as error:
                 faults += 1
+                taken.append(error.usage)
                 if faults > self.config.retries:
                     if error.unreachable:
                         raise wire.Hopeless(f"cannot be reached: {error}") from None
-                    self.tally.failed += 1
-                    return self._failed(f"{error} (after {faults} attempts)")
+                    self._check_silence(before, error)
+                    return self._failed(f"{error} (after {faults} attempts)", taken)
                 why, wait = str(error), next(waits)
             self.tally.again[_reason(why)] += 1
             await gate.rest(wait)
+
+    def _check_silence(self, before: int, error: Exception) -> None:
+        """Raises Hopeless where request after request fails and nobody is answered meanwhile."""
+        if (row := self._silence.failed(before)) >= _HOPELESS:
+            raise wire.Hopeless(
+                f"{row} requests in a row got no answer, however often sent; the last: {error}"
+            ) from None
 
     async def _attempt(self, gate: Gate, ticket: Ticket, job: _Job) -> wire.Reply:
         """One request, with what it cost written on its ticket."""
@@ -418,9 +467,11 @@ class OpenAIEngine(Engine):
                 raise wire.Hopeless(f"refuses everything for {silent:.0f} s now: {error}") from None
             raise
         except (wire.Faulty, wire.Rejected) as error:
-            unbilled = isinstance(error, wire.Rejected) or error.unbilled
-            if error.usage is not None or unbilled:
-                ticket.costs(self._cost(error.usage) if error.usage is not None else 0.0)
+            if error.usage is not None:
+                ticket.costs(self._cost(error.usage))
+                self.tally.count(error.usage)
+            elif error.unbilled:
+                ticket.costs(0.0)
             raise
         except wire.Hopeless:
             ticket.costs(0.0)
@@ -428,23 +479,27 @@ class OpenAIEngine(Engine):
         if reply.usage is not None:
             ticket.costs(self._cost(reply.usage))
         gate.answered()
+        self._silence.answered()
         return reply
 
     def _accepted(self, job: _Job, reply: wire.Reply) -> Generation:
-        text = reply.text
+        text = utf8(reply.text)
         for secret in self._secrets:
             if len(secret) >= 16:  # a server that repeats a key; a short one may be a word
                 text = text.replace(secret, "[secret]")
         usage = reply.usage or wire.Usage(self.count_tokens(job.request.messages), estimate(text))
         self.tally.answers += 1
         self.tally.estimated += reply.usage is None
-        self.tally.prompt_tokens += usage.prompt_tokens
-        self.tally.output_tokens += usage.output_tokens
+        self.tally.count(usage)
         counts = usage.prompt_tokens, usage.output_tokens
         return Generation(text, *counts, reply.finish_reason, estimated=reply.usage is None)
 
-    def _failed(self, why: str) -> Generation:
-        return Generation("", 0, 0, "error", error=self._hidden(why))
+    def _failed(self, why: str, taken: Sequence[wire.Usage | None]) -> Generation:
+        """A request given up, with the tokens that its attempts took as far as the server told them."""
+        self.tally.failed += 1
+        told = [usage for usage in taken if usage is not None]
+        counts = sum(usage.prompt_tokens for usage in told), sum(usage.output_tokens for usage in told)
+        return Generation("", *counts, "error", error=self._hidden(why))
 
     def _hidden(self, text: str) -> str:
         return wire.hidden(text, self._secrets)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench.files import json_lines, parse_line
 from bench.types import Generation
+
+FINISHES = ("stop", "length", "content_filter", "tool_calls", "function_call", "none")
+OTHER_FINISH = "other"
+
+
+def utf8(text: str) -> str:
+    """The text as UTF-8 can hold it: half of a surrogate pair becomes `?`."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def finish(reason: Any) -> str:
+    """Why an answer ended, in words that are known: a server may put anything there, secrets among it."""
+    return reason if reason in FINISHES else OTHER_FINISH
 
 
 class AnswerFile:
@@ -69,4 +82,6 @@ def _answer(row: dict[str, Any]) -> Generation | None:
         answer = Generation(**{name: row[name] for name in _KEPT})
     except KeyError:
         return None
-    return answer if isinstance(answer.text, str) and isinstance(row.get("key"), str) else None
+    if not (isinstance(answer.text, str) and isinstance(row.get("key"), str)):
+        return None
+    return replace(answer, text=utf8(answer.text), finish_reason=finish(answer.finish_reason))

@@ -61,6 +61,25 @@ class Ticket:
         self.cost = amount
 
 
+class Silence:
+    """Tells a request that fails from a server that fails them all: by what it answers meanwhile."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.row = 0
+        """Requests that failed in a row, none answered since the first attempt of each."""
+
+    def answered(self) -> None:
+        """The server answered somebody."""
+        self.answers += 1
+        self.row = 0
+
+    def failed(self, before: int) -> int:
+        """One more failed for good, `before` answers having come by its first attempt; returns how many in a row."""
+        self.row += before == self.answers
+        return self.row
+
+
 class Gate:
     """Lets so many requests through at once as the server takes.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from bench.engines.openai_answers import finish, utf8
 from bench.engines.openai_limits import retry_after
 from bench.errors import MissingPackage, UsageError, first_line
 
@@ -46,11 +47,11 @@ class Faulty(Exception):
 
 
 class Rejected(Exception):
-    """This request fails however often it is sent. `usage` is what it took all the same."""
+    """This request fails however often it is sent. `usage` and `unbilled` as of `Faulty`."""
 
-    def __init__(self, why: str, *, usage: Usage | None = None) -> None:
+    def __init__(self, why: str, *, usage: Usage | None = None, unbilled: bool = False) -> None:
         super().__init__(why)
-        self.usage = usage
+        self.usage, self.unbilled = usage, unbilled
 
 
 class Hopeless(Exception):
@@ -136,7 +137,7 @@ def hidden(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         for form in {secret, quote(secret, safe=""), json.dumps(secret)[1:-1]}:
             text = text.replace(form, "[secret]")
-    text = " ".join(text.split())
+    text = " ".join(utf8(text).split())
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
@@ -191,8 +192,8 @@ def _verdict(error: Any) -> Exception:
     if status >= 500 or status in (408, 409, 425):
         return Faulty(why)
     if "context_length_exceeded" in code or _TOO_LONG.search(told):
-        return Rejected(f"too long for the model's context: {why}")
-    return Rejected(why)
+        return Rejected(f"too long for the model's context: {why}", unbilled=True)
+    return Rejected(why, unbilled=True)
 
 
 def _message(error: Any) -> str:
@@ -220,12 +221,12 @@ def parse(text: str) -> Reply:
     choice: dict[str, Any] = choices[0]
     given = choice.get("message")
     message: dict[str, Any] = given if isinstance(given, dict) else {}
-    content, finish = message.get("content"), choice.get("finish_reason")
+    content, reason = message.get("content"), choice.get("finish_reason")
     if isinstance(content, str):
-        return Reply(content, finish if finish in ("stop", "length") else str(finish or "stop"), usage)
-    if finish == "length":
+        return Reply(content, finish(reason or "stop"), usage)
+    if reason == "length":
         raise Rejected("the answer is all reasoning and no text: give it a larger --max-new-tokens", usage=usage)
-    if finish == "content_filter" or message.get("refusal"):
+    if reason == "content_filter" or message.get("refusal"):
         raise Rejected(f"withheld by the server: {message.get('refusal') or 'content filter'}", usage=usage)
     raise Faulty("no content in the answer", usage=usage)
 
