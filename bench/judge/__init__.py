@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
-from bench.comparison import RUBRIC_COLUMN, WIN_COLUMN, judged
+from bench.comparison import WIN_COLUMN, judged
 from bench.config import build, parse_overrides
 from bench.errors import UsageError
 from bench.files import folder_name
@@ -105,7 +105,7 @@ def _runs(root: Path) -> tuple[StoredRun, ...]:
 
 
 def _folder(root: Path, run: StoredRun) -> Path:
-    """Where answers are kept: the folder of runs that a run lies in, or what is judged where it was moved from there."""
+    """Where answers are kept: the folder of runs that a run lies in; for one that was moved, what is judged."""
     path = run.path.resolve()
     layout = (folder_name(run.dataset), folder_name(run.method), run.key)
     return path.parents[2] if path.parts[-3:] == layout else root.resolve()
@@ -208,8 +208,8 @@ def _baselines(path: Path) -> Baselines:
         first = found.setdefault(_place(run), run)
         if first is not run:
             raise UsageError(
-                f"--pairwise {path} holds two runs of {run.title} on the same examples with the same seed, {first.path} "
-                f"and {run.path}; give one of them"
+                f"--pairwise {path} holds two runs of {run.title} on the same examples with the same seed, "
+                f"{first.path} and {run.path}; give one of them"
             )
     return found
 

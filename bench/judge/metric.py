@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from bench.engines.base import Engine
 from bench.engines.openai_answers import AnswerFile
@@ -147,9 +146,7 @@ def _verdict(reply: Generation, read: Read) -> float | None:
 
 def baseline_key(texts: Iterable[tuple[object, str, str | None]]) -> str:
     """Names a baseline's texts, given as (seed, example id, text), in whatever order they come."""
-    rows = [
-        [canonical_json(seed), example, None if text is None else wording.clean(text)] for seed, example, text in texts
-    ]
+    rows = [[seed, example, None if text is None else wording.clean(text)] for seed, example, text in texts]
     return digest(sorted(rows, key=canonical_json), 12)
 
 
@@ -158,7 +155,6 @@ class _Judging(Metric):
 
     name = "judge"
     wording = wording.RUBRIC
-    read: ClassVar[Read]
 
     def __init__(self, asker: Asker, label: str) -> None:
         self.asker, self.label = asker, label
@@ -180,6 +176,10 @@ class _Judging(Metric):
         """All that will be asked of these texts at first."""
         raise NotImplementedError
 
+    def read(self, reply: str) -> float | None:
+        """What a reply says, None where it is no verdict."""
+        raise NotImplementedError
+
     def _vector(self, item: ScoreInput) -> Vector | None:
         return self.values([item])[0]
 
@@ -187,11 +187,12 @@ class _Judging(Metric):
 class JudgeScore(_Judging):
     """How near a text comes to the user's own in content and style, 0 to 10, as a language model judges."""
 
-    read = staticmethod(wording.read_number)
-
     def __init__(self, asker: Asker, label: str) -> None:
         super().__init__(asker, label)
         self.name = f"judge:{label}"
+
+    def read(self, reply: str) -> float | None:
+        return wording.read_number(reply)
 
     def prompts(self, inputs: Sequence[ScoreInput]) -> list[tuple[str, tuple[Message, ...]]]:
         return [
@@ -209,10 +210,10 @@ class JudgeScore(_Judging):
 class JudgeWin(_Judging):
     """How often a text is judged nearer to the user's own than a baseline's: 1, 0.5 or 0, over both positions."""
 
-    wording, read = wording.PAIRWISE, staticmethod(wording.read_side)
+    wording = wording.PAIRWISE
 
     def __init__(self, asker: Asker, label: str, baseline: str, texts: Mapping[str, str | None], key: str) -> None:
-        """`texts` are the baseline's by example id, `baseline` is what it is called, `key` names the texts of all its runs."""
+        """`texts` are the baseline's by example id, `baseline` is what it is called, `key` names those of all seeds."""
         super().__init__(asker, label)
         self.name = f"judge-win:{label}:{baseline}"
         self.texts, self.key = texts, key
@@ -221,6 +222,9 @@ class JudgeWin(_Judging):
 
     def _signature_parts(self) -> Mapping[str, object]:
         return {**super()._signature_parts(), "against": self.key}
+
+    def read(self, reply: str) -> float | None:
+        return wording.read_side(reply)
 
     def _other(self, item: ScoreInput) -> str | None:
         return None if item.prediction is None else self.texts.get(item.example_id)
