@@ -338,10 +338,15 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_asked(
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    one = of(runs, "rag")[0].path
     with serving(answer=by_words) as api:
+        code, told, err = call(judge(api, one), capsys)
+        assert code == 0, err
+        before = api.requests
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
         code, _, err = call(judge(api, runs), capsys)
-        assert (code, api.requests) == (2, 0)
+        assert (code, api.requests) == (2, before)
+        assert call(judge(api, one), capsys)[:2] == (0, told), "what is judged can be read all the same"
     assert f"cannot write under {runs}: Permission denied" in err
     assert "Traceback" not in err
 

@@ -68,10 +68,11 @@ def judge(root: Path, options: Options) -> str:
     print(_estimate(asker, [(metric, inputs) for _, metric, inputs in work]), file=sys.stderr)
     if options.dry_run:
         return "nothing was asked"
-    for place in (folder, *(run.path for run, _, _ in work)):
+    for place in (folder, *(run.path for run, _, _ in work)) if work else ():
         _check_writable(place)
     try:
-        engine.load()
+        if work:
+            engine.load()
         for run, metric, inputs in work:
             write_scores(run, score(inputs, [metric], progress=sys.stderr.isatty()))
     finally:
