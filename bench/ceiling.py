@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.comparison import REFERENCE
+from bench.comparison import REFERENCE, judged
 from bench.config import parse_overrides
 from bench.data.split import Dataset
 from bench.errors import UsageError
@@ -63,7 +63,7 @@ def _scored(runs: Sequence[StoredRun]) -> list[str]:
     """The registered metrics that any of the runs is scored with; the usual ones where none is."""
     names = {name for run in runs if (scores := read_scores(run)) for name in scores.metrics}
     known = sorted(names & set(registry.names("metric")))
-    if left := sorted(names - set(known)):
+    if left := sorted(name for name in names - set(known) if not judged(name)):
         print(f"{REFERENCE}: not scored with {', '.join(left)}; name them with --metrics", file=sys.stderr)
     return known or list(DEFAULT_METRICS)
 

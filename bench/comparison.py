@@ -16,11 +16,18 @@ CEILING = "oracle"
 """The method that knows the truth behind a dataset, for runs whose manifest does not yet tell such methods."""
 REFERENCE = "reference"
 """The row of the texts that users really wrote (see `bench.ceiling`); no method bears the name."""
+RUBRIC_COLUMN, WIN_COLUMN = "judge:", "judge-win:"
+"""What names of columns begin with whose numbers are a language model's verdicts (see `bench.judge`)."""
 NO_ENGINE = "none"
 """Name of the engine of a method that asks no model; such a run has no engine, sampling or prompt to compare."""
 
 Flat = dict[str, Any]
 """Dotted path -> value."""
+
+
+def judged(column: str) -> bool:
+    """Whether a column is made by `judge`, not by `score`."""
+    return column.startswith((RUBRIC_COLUMN, WIN_COLUMN))
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Flat:

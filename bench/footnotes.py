@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.cells import LEVEL, number, stage_totals
-from bench.comparison import REFERENCE, Entry, differing, flatten, own_label, printable, settings, shown
+from bench.comparison import (
+    REFERENCE,
+    RUBRIC_COLUMN,
+    Entry,
+    differing,
+    flatten,
+    judged,
+    own_label,
+    printable,
+    settings,
+    shown,
+)
 from bench.estimates import Estimates, Options
 
 
@@ -79,10 +90,20 @@ def _metric_notes(entries: Sequence[Entry], groups: Sequence[Estimates], options
     absent = [text for group in groups for text in _missing(group)]
     if absent:
         told.append(f"Values that are missing, counted and not averaged: {'; '.join(absent)}.")
-    unscored = [entry.label for entry in entries if not set(options.metrics) <= entry.metric_names or not entry.scores]
+    return told + _unscored_notes(entries, options)
+
+
+def _unscored_notes(entries: Sequence[Entry], options: Options) -> list[str]:
+    """Which rows lack columns that others have, and what makes them; a baseline never has those of its own wins."""
+    told = []
+    scored = {name for name in options.metrics if not judged(name)}
+    unscored = [entry.label for entry in entries if not scored <= entry.metric_names]
     if unscored or not options.metrics:
         rows = ", ".join(unscored) or "all rows"
         told.append(f"Not fully scored: {rows}; python -m bench score does it.")
+    rubrics = {name for name in options.metrics if name.startswith(RUBRIC_COLUMN)}
+    if unjudged := [entry.label for entry in entries if not rubrics <= entry.metric_names]:
+        told.append(f"Not judged by all judges: {', '.join(unjudged)}; python -m bench judge does it.")
     return told
 
 

@@ -145,12 +145,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def act_ok(self, body: dict[str, Any], prompt: str, wait: float = 0.0) -> None:
         self.api.release.wait(wait + self.api.delay)
-        text, read, written = self.api.answer(body)
+        text, read, written, *finish = self.api.answer(body)
         with self.api.lock:
             self.api.seen.answered[prompt] += 1
             self.api.seen.prompt_tokens += read
             self.api.seen.output_tokens += written
-        self._whole(200, self._completion([self._choice(text)], read, written))
+        self._whole(200, self._completion([self._choice(text, *finish)], read, written))
 
     def act_status(
         self,

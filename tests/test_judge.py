@@ -361,7 +361,7 @@ def test_judges_that_agree_and_those_that_do_not(runs: Path, capsys: Capture) ->
     code, out, err = call(["judge", runs, "--judges"], capsys)
     assert code == 0, err
     lines = dict(line.split(": ", 1) for line in out.replace("judge:", "").splitlines())
-    assert lines["tiny, twin"] == "24 texts, Spearman 1.000, weighted kappa 1.000"
+    assert lines["org--twin, tiny"] == "24 texts, Spearman 1.000, weighted kappa 1.000"
     assert lines["contrary, tiny"].startswith("24 texts, Spearman -1.000, weighted kappa -")
 
 

@@ -26,12 +26,12 @@ def served(engine: HFEngine) -> Any:
     """Answers of the transformers engine, as `ApiServer` wants them."""
     lock = threading.Lock()
 
-    def answer(body: dict[str, Any]) -> tuple[str, int, int]:
+    def answer(body: dict[str, Any]) -> tuple[str, int, int, str]:
         messages = tuple(Message(m["role"], m["content"]) for m in body["messages"])
         sampling = Sampling(body["temperature"], body["top_p"], body["max_tokens"])
         with lock:
             (got,) = engine.run([Request("x", "generate", messages, sampling, body["seed"])]).generations
-        return got.text, got.prompt_tokens, got.output_tokens
+        return got.text, got.prompt_tokens, got.output_tokens, got.finish_reason
 
     return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
+from bench.comparison import WIN_COLUMN, judged
 from bench.config import build, parse_overrides
 from bench.errors import UsageError
+from bench.files import folder_name
+from bench.keys import canonical_json
 from bench.plan import check_parts
 from bench.rescore import dataset_behind, left_out
 from bench.scoring import join, missing_metrics, score, write_scores
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
     from bench.judge.metric import Asker, JudgeScore, JudgeWin
     from bench.metrics.base import ScoreInput
 
-RUBRIC_COLUMN, WIN_COLUMN = "judge:", "judge-win:"
+Baselines = Mapping[tuple[str, str], StoredRun]
+"""(dataset with its selection, seed), both as canonical JSON -> the baseline's run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def judge(root: Path, options: Options) -> str:
     engine = _engine(options)
     from bench.judge.metric import Asker
 
-    folder = runs[0].path.resolve().parents[2]
+    folder = _folder(root, runs[0])
     asker = Asker(engine, folder, options.temperature, options.reply_tokens)
     engine.prepare()
     datasets: dict[str, Dataset] = {}
@@ -58,14 +63,16 @@ def judge(root: Path, options: Options) -> str:
     work: list[tuple[StoredRun, Any, list[ScoreInput]]] = []
     for run in runs:
         metric = _metric(asker, options, run, baselines)
-        if metric is not None and (options.force or missing_metrics(run, [metric])):
-            dataset = dataset_behind(run, datasets)
-            work.append((run, metric, join(run.records, dataset.test, dataset.truth)))
+        if metric is not None and (inputs := _to_judge(run, metric, options.force, datasets)) is not None:
+            work.append((run, metric, inputs))
     print(_estimate(asker, [(metric, inputs) for _, metric, inputs in work]), file=sys.stderr)
     if options.dry_run:
         return "nothing was asked"
+    for place in (folder, *(run.path for run, _, _ in work)) if work else ():
+        _check_writable(place)
     try:
-        engine.load()
+        if work:
+            engine.load()
         for run, metric, inputs in work:
             write_scores(run, score(inputs, [metric], progress=sys.stderr.isatty()))
     finally:
@@ -76,6 +83,8 @@ def judge(root: Path, options: Options) -> str:
         f"replies, {spent.unreadable:,} of all replies no verdict, {spent.failed:,} requests without one",
         file=sys.stderr,
     )
+    if spent.failed:
+        print("requests without a reply are asked again by the same command, those alone", file=sys.stderr)
     if (line := engine.told()) is not None:
         print(line, file=sys.stderr)
     used = {run.path: metric for run, metric, _ in work}
@@ -96,6 +105,47 @@ def _runs(root: Path) -> tuple[StoredRun, ...]:
     return listing.runs
 
 
+def _folder(root: Path, run: StoredRun) -> Path:
+    """Where answers are kept: the folder of runs that a run lies in; for one that was moved, what is judged."""
+    path = run.path.resolve()
+    layout = (folder_name(run.dataset), folder_name(run.method), run.key)
+    return path.parents[2] if path.parts[-3:] == layout else root.resolve()
+
+
+def _check_writable(folder: Path) -> None:
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cannot write under {folder}: {error.strerror}; copy the runs to a folder of your own and judge them there"
+        ) from error
+
+
+def _to_judge(
+    run: StoredRun, metric: JudgeScore | JudgeWin, force: bool, datasets: dict[str, Dataset]
+) -> list[ScoreInput] | None:
+    """A run's texts; None where it has all the verdicts that can be had."""
+    anew = force or bool(missing_metrics(run, [metric]))
+    gaps = set() if anew else _gaps(run, metric.name)
+    if not anew and not gaps:
+        return None
+    dataset = dataset_behind(run, datasets)
+    inputs = join(run.records, dataset.test, dataset.truth)
+    left = metric.prompts([item for item in inputs if item.example_id in gaps])
+    return inputs if anew or not metric.asker.settled(left, metric.read) else None
+
+
+def _gaps(run: StoredRun, column: str) -> set[str]:
+    """Examples with a text and without a verdict."""
+    stored = read_scores(run)
+    found = stored.values[column] if stored else {}
+    texts = {r["example_id"] for r in run.records if r.get("error") is None and r.get("text") is not None}
+    return {example for example in texts if found.get(example) is None}
+
+
 def _engine(options: Options) -> Engine:
     from bench import weights
 
@@ -109,39 +159,60 @@ def _engine(options: Options) -> Engine:
 
 
 def _label(model: str) -> str:
-    return model.rstrip("/").rpartition("/")[2] or model
+    """A model's name in a column's: `org--x` for org/x; of a folder, its own name.
+
+    Colons divide a column's name and commas those of --metrics, so neither stands in it.
+    """
+    local = model.startswith(("/", ".", "~")) or Path(model).is_dir()
+    name = Path(model).expanduser().resolve().name if local else model.strip("/").replace("/", "--")
+    return re.sub(r"[:,\s]", "-", name) or "model"
 
 
 def _metric(
-    asker: Asker, options: Options, run: StoredRun, baselines: Mapping[tuple[str, Any], StoredRun] | None
+    asker: Asker, options: Options, run: StoredRun, baselines: Baselines | None
 ) -> JudgeScore | JudgeWin | None:
     """The metric for a run; None for one that would be compared with itself."""
-    from bench.judge.metric import JudgeScore, JudgeWin
+    from bench.judge.metric import JudgeScore, JudgeWin, baseline_key
 
     if baselines is None:
         return JudgeScore(asker, _label(options.model))
-    other = baselines.get((run.dataset, run.description["seed"]))
-    if other is None:
-        same = sorted((key for key in baselines if key[0] == run.dataset), key=str)
-        if not same:
-            raise UsageError(f"--pairwise {options.pairwise} holds no run on dataset {run.dataset!r}")
-        other = baselines[same[0]]
     if run.path.resolve() in {one.path.resolve() for one in baselines.values()}:
         return None
-    if other.description["dataset"] != run.description["dataset"]:
-        raise UsageError(f"{run.path} and {other.path} are of other examples; judge runs of one split")
-    texts = {r["example_id"]: None if r.get("error") is not None else r.get("text") for r in other.records}
-    return JudgeWin(asker, _label(options.model), other.title, texts, str(other.manifest["records_sha256"])[:12])
+    dataset, seed = _place(run)
+    seeds = {key[1]: one for key, one in sorted(baselines.items()) if key[0] == dataset}
+    if not seeds:
+        named = [one for one in baselines.values() if one.dataset == run.dataset]
+        if named:
+            raise UsageError(f"{run.path} and {named[0].path} are of other examples; judge runs of one split")
+        raise UsageError(f"--pairwise {options.pairwise} holds no run on dataset {run.dataset!r}")
+    other = seeds.get(seed) or next(iter(seeds.values()))
+    # All seeds stand in the key, so that rows with other sets of seeds have one signature and share a table.
+    key = baseline_key((one, *text) for one, beside in seeds.items() for text in _texts(beside).items())
+    return JudgeWin(asker, _label(options.model), other.title, _texts(other), key)
 
 
-def _baselines(path: Path | None) -> dict[tuple[str, Any], StoredRun]:
-    """(dataset, seed) -> the baseline's run. Raises UsageError for a folder that holds several methods."""
-    if path is None:
-        return {}
+def _texts(run: StoredRun) -> dict[str, str | None]:
+    return {r["example_id"]: None if r.get("error") is not None else r.get("text") for r in run.records}
+
+
+def _place(run: StoredRun) -> tuple[str, str]:
+    return canonical_json(run.description["dataset"]), canonical_json(run.description.get("seed", 0))
+
+
+def _baselines(path: Path) -> Baselines:
+    """The runs to compare with. Raises UsageError where several methods, or two runs of one seed, leave a choice."""
     runs = _runs(path)
     if len({run.title for run in runs}) > 1:
         raise UsageError(f"--pairwise {path} holds several methods; give the folder of one, or of one run")
-    return {(run.dataset, run.description["seed"]): run for run in runs}
+    found: dict[tuple[str, str], StoredRun] = {}
+    for run in runs:
+        first = found.setdefault(_place(run), run)
+        if first is not run:
+            raise UsageError(
+                f"--pairwise {path} holds two runs of {run.title} on the same examples with the same seed, "
+                f"{first.path} and {run.path}; give one of them"
+            )
+    return found
 
 
 def _estimate(asker: Asker, work: Sequence[tuple[Any, Sequence[ScoreInput]]]) -> str:
@@ -191,7 +262,7 @@ def agreements(root: Path) -> str:
     for run in _runs(root):
         stored = read_scores(run)
         for name, values in stored.values.items() if stored else ():
-            if name.startswith((RUBRIC_COLUMN, WIN_COLUMN)):
+            if judged(name):
                 column = columns.setdefault(name, {})
                 column.update({(str(run.path), key): v[0] if v else None for key, v in values.items()})
     lines = []

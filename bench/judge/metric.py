@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.engines.base import Engine
 from bench.engines.openai_answers import AnswerFile
+from bench.errors import UsageError
 from bench.judge import wording
-from bench.keys import digest, request_seed
+from bench.keys import canonical_json, digest, request_seed
 from bench.metrics.base import Advance, Metric, ScoreInput, Vector, text_of
 from bench.types import Generation, Message, Request, Sampling
 
 TRIES = 3
 """How often a text is judged until the reply can be read."""
+READING = 2
+"""Part of the signature: raise it when other replies count as verdicts, or as others, than before."""
 Read = Callable[[str], float | None]
 
 
@@ -40,8 +43,12 @@ class Asker:
         self.engine, self.temperature, self.reply_tokens = engine, temperature, reply_tokens
         self.spent = Spent()
         engine.keep_under(folder)
-        keeps = type(engine).keep_under is not Engine.keep_under
-        self._answers = AnswerFile(None if keeps else folder / "answers" / "judge" / f"{self.mark}.jsonl")
+        self._keeps_itself = type(engine).keep_under is not Engine.keep_under
+        path = None if self._keeps_itself else folder / "answers" / "judge" / f"{self.mark}.jsonl"
+        try:
+            self._answers = AnswerFile(path)
+        except OSError as error:
+            raise UsageError(f"cannot read the answers in {path}: {error.strerror}") from error
 
     @property
     def mark(self) -> str:
@@ -68,7 +75,7 @@ class Asker:
             for place, reply in zip(left, replies, strict=True):
                 if reply.error is not None:
                     self.spent.failed += 1
-                elif (verdict := read(reply.text)) is not None:
+                elif (verdict := _verdict(reply, read)) is not None:
                     found[place] = verdict
                 else:
                     self.spent.unreadable += 1
@@ -78,8 +85,28 @@ class Asker:
         advance(len(left))
         return found
 
+    def settled(self, prompts: Sequence[tuple[str, tuple[Message, ...]]], read: Read) -> bool:
+        """Whether asking these again could bring nothing new, as all replies are on disk and none is a verdict.
+
+        Never of an engine that keeps answers itself: there a reply that is known costs nothing.
+        """
+        return not prompts or (not self._keeps_itself and all(self._exhausted(prompt, read) for prompt in prompts))
+
+    def _exhausted(self, prompt: tuple[str, tuple[Message, ...]], read: Read) -> bool:
+        for attempt in range(TRIES):
+            answer = self._answers.get(self._key(self.requests([prompt], attempt)[0]))
+            if answer is None:
+                return False
+            if _verdict(answer, read) is not None:
+                break
+        return True
+
+    def _key(self, request: Request) -> str:
+        messages = [asdict(message) for message in request.messages]
+        return digest([self.mark, messages, asdict(request.sampling), request.seed], 32)
+
     def _replies(self, requests: Sequence[Request]) -> list[Generation]:
-        keys = [digest([self.mark, [asdict(m) for m in r.messages], asdict(r.sampling), r.seed], 32) for r in requests]
+        keys = [self._key(request) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if self._answers.get(key) is None}
         fresh: dict[str, Generation] = {}
         names, asked = list(missing), list(missing.values())
@@ -90,8 +117,14 @@ class Asker:
                 fresh[names[place]] = reply
                 self._count(reply)
                 if reply.error is None:
-                    self._answers.add(names[place], reply)
+                    self._keep(names[place], reply)
         return [fresh[key] if key in fresh else self._known(key) for key in keys]
+
+    def _keep(self, key: str, reply: Generation) -> None:
+        try:
+            self._answers.add(key, reply)
+        except OSError as error:
+            raise UsageError(f"cannot keep answers in {self._answers.path}: {error.strerror}") from error
 
     def _known(self, key: str) -> Generation:
         answer = self._answers.get(key)
@@ -104,6 +137,17 @@ class Asker:
             self.spent.replies += 1
             self.spent.prompt_tokens += reply.prompt_tokens
             self.spent.output_tokens += reply.output_tokens
+
+
+def _verdict(reply: Generation, read: Read) -> float | None:
+    """What a reply says; None for one that was cut off: a 7 may have been about to be 7.5, or prose."""
+    return None if reply.finish_reason == "length" else read(reply.text)
+
+
+def baseline_key(texts: Iterable[tuple[object, str, str | None]]) -> str:
+    """Names a baseline's texts, given as (seed, example id, text), in whatever order they come."""
+    rows = [[seed, example, None if text is None else wording.clean(text)] for seed, example, text in texts]
+    return digest(sorted(rows, key=canonical_json), 12)
 
 
 class _Judging(Metric):
@@ -125,10 +169,15 @@ class _Judging(Metric):
             "temperature": f"{self.asker.temperature:g}",
             "tokens": self.asker.reply_tokens,
             "tries": TRIES,
+            "reading": READING,
         }
 
     def prompts(self, inputs: Sequence[ScoreInput]) -> list[tuple[str, tuple[Message, ...]]]:
         """All that will be asked of these texts at first."""
+        raise NotImplementedError
+
+    def read(self, reply: str) -> float | None:
+        """What a reply says, None where it is no verdict."""
         raise NotImplementedError
 
     def _vector(self, item: ScoreInput) -> Vector | None:
@@ -142,6 +191,9 @@ class JudgeScore(_Judging):
         super().__init__(asker, label)
         self.name = f"judge:{label}"
 
+    def read(self, reply: str) -> float | None:
+        return wording.read_number(reply)
+
     def prompts(self, inputs: Sequence[ScoreInput]) -> list[tuple[str, tuple[Message, ...]]]:
         return [
             (item.example_id, wording.rubric_prompt(item.reference, text_of(item)))
@@ -150,7 +202,7 @@ class JudgeScore(_Judging):
         ]
 
     def values(self, inputs: Sequence[ScoreInput], advance: Advance | None = None) -> list[Vector | None]:
-        verdicts = iter(self.asker.verdicts(self.prompts(inputs), wording.read_number, advance or _ignore))
+        verdicts = iter(self.asker.verdicts(self.prompts(inputs), self.read, advance or _ignore))
         found = [None if item.prediction is None else next(verdicts) for item in inputs]
         return [None if value is None else [value] for value in found]
 
@@ -161,7 +213,7 @@ class JudgeWin(_Judging):
     wording = wording.PAIRWISE
 
     def __init__(self, asker: Asker, label: str, baseline: str, texts: Mapping[str, str | None], key: str) -> None:
-        """`texts` are the baseline's by example id, `baseline` is what it is called, `key` names its records."""
+        """`texts` are the baseline's by example id, `baseline` is what it is called, `key` names those of all seeds."""
         super().__init__(asker, label)
         self.name = f"judge-win:{label}:{baseline}"
         self.texts, self.key = texts, key
@@ -170,6 +222,9 @@ class JudgeWin(_Judging):
 
     def _signature_parts(self) -> Mapping[str, object]:
         return {**super()._signature_parts(), "against": self.key}
+
+    def read(self, reply: str) -> float | None:
+        return wording.read_side(reply)
 
     def _other(self, item: ScoreInput) -> str | None:
         return None if item.prediction is None else self.texts.get(item.example_id)
@@ -184,7 +239,7 @@ class JudgeWin(_Judging):
         return found
 
     def values(self, inputs: Sequence[ScoreInput], advance: Advance | None = None) -> list[Vector | None]:
-        verdicts = iter(self.asker.verdicts(self.prompts(inputs), wording.read_side, advance or _ignore))
+        verdicts = iter(self.asker.verdicts(self.prompts(inputs), self.read, advance or _ignore))
         found: list[Vector | None] = []
         for item in inputs:
             if self._other(item) is None:

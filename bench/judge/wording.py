@@ -52,8 +52,13 @@ def insisting(messages: tuple[Message, ...], times: int) -> tuple[Message, ...]:
     return (*before, Message(last.role, last.content + AGAIN * times))
 
 
+def clean(text: str) -> str:
+    """The text with a ? for each lone surrogate, which neither a tokenizer nor a server takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _parts(**texts: str) -> str:
-    return "\n\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in texts.items())
+    return "\n\n".join(f"<{name}>\n{clean(text)}\n</{name}>" for name, text in texts.items())
 
 
 def read_number(reply: str) -> float | None:
