@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models spend their time waking threads: on two busy cores one thread is several times faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a test prints is as wide as it likes, also where pytest's workers are told of a terminal.
+os.environ.pop("COLUMNS", None)
 
 _connect = socket.socket.connect
 
