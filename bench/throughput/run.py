@@ -86,10 +86,6 @@ def check(asked: Asked) -> None:
     for name in asked.contenders:
         if name not in (ONE, PLAIN) and not registry.load("engine", name).local:
             raise UsageError(f"--contenders {name}: a service's speed is not this machine's; leave it out")
-    if "adapters" in asked.kinds and not {ONE, PLAIN, HF} & set(asked.contenders):
-        raise UsageError(
-            "--kinds adapters needs one of one-by-one, plain, hf in --contenders, whose weights tell layers"
-        )
     if min(asked.requests, asked.batch, asked.rounds) < 1:
         raise UsageError("--requests, --batch and --rounds take whole numbers from 1 up")
     parts = parse_overrides(asked.overrides)
@@ -101,6 +97,10 @@ def check(asked: Asked) -> None:
 
         if asked.random_weights not in SHAPES:
             raise UnknownName("shape for --random-weights", asked.random_weights, list(SHAPES))
+    if "adapters" in asked.kinds and not {ONE, PLAIN, HF} & set(asked.contenders):
+        raise UsageError(
+            "--kinds adapters needs one of one-by-one, plain, hf in --contenders, whose weights tell layers"
+        )
 
 
 def measure(asked: Asked, say: Say = lambda _: None) -> dict[str, Any]:
