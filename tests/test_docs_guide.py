@@ -325,3 +325,13 @@ def links() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "target"), list(links()))
 def test_links_of_the_guide_lead_somewhere(page: str, target: str) -> None:
     assert (DOCS / target).exists(), f"docs/{page} links to docs/{target}, which is not there"
+
+
+def test_the_commands_of_the_page_on_speed_parse() -> None:
+    """They take minutes, so that flags and values alone are held against the command line."""
+    lines = re.findall(r"^python -m bench (.*)$", text_of("speed.md"), re.M)
+    assert len(lines) == 3
+    for line in lines:
+        verb, *arguments = line.split()
+        command: Any = typer.main.get_command(app)
+        command.commands[verb].make_context("bench", arguments)  # raises for what it does not know
