@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.embedding_cache import EmbeddingCache, text_key
 from bench.errors import UsageError
-from bench.keys import digest
+from bench.keys import digest, utf8
 from bench.weights import Source, cache_dir, find_asset, local_folder, planned_revision
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Encoder:
         limit = self._read_facts().max_length
         found = self._tokenizer(
             # Lone surrogates, which JSON may hold, cannot be encoded for the tokenizer.
-            [text.encode("utf-8", "replace").decode("utf-8") for text in texts],
+            [utf8(text) for text in texts],
             truncation=True,
             max_length=limit,
             padding=False,

@@ -44,3 +44,8 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> 
         elif left != right:
             paths.append(path)
     return paths
+
+
+def utf8(text: str) -> str:
+    """The text as UTF-8 can hold it: half of a surrogate pair, which JSON may hold, becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")

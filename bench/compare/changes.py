@@ -13,7 +13,7 @@ from bench.errors import UsageError
 from bench.estimates import Axis, values_of
 from bench.plan import dataset_of
 from bench.reopen import check_dataset, config_of
-from bench.stats import REDUCERS, Floats
+from bench.stats import Floats, text_scores
 from bench.stats.sums import TIE
 from bench.store import MetricInfo
 from bench.types import FieldValue
@@ -102,6 +102,4 @@ def _shown(a: Side, b: Side, first: Floats, second: Floats) -> tuple[int, int]:
 def _per_text(side: Side, info: MetricInfo, axis: Axis) -> Floats:
     """(seeds, examples): the score of each text, NaN where it has none."""
     values = values_of(side.entry, info.name, axis.examples, info.reducer)
-    known = ~np.isnan(values).any(axis=2)
-    scores = REDUCERS[info.reducer](np.nan_to_num(values), np.asarray(known, dtype=np.float64))
-    return np.where(known, scores, np.nan)
+    return text_scores(values, info.reducer)

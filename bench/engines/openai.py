@@ -24,11 +24,11 @@ from pydantic import Field, field_validator
 from bench.config import Config
 from bench.engines import openai_wire as wire
 from bench.engines.base import BatchResult, Engine, Progress
-from bench.engines.openai_answers import AnswerFile, utf8
+from bench.engines.openai_answers import AnswerFile
 from bench.engines.openai_limits import Budget, BudgetReached, Gate, Silence, Stopped, Ticket, backoffs
 from bench.errors import UsageError
 from bench.files import folder_name
-from bench.keys import canonical_json, digest
+from bench.keys import canonical_json, digest, utf8
 from bench.types import Capability, Generation, Message, Request
 
 ANSWERS = "answers"

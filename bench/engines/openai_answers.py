@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import json_lines, parse_line
+from bench.keys import utf8
 from bench.types import Generation
 
 FINISHES = ("stop", "length", "content_filter", "tool_calls", "function_call", "none")
 OTHER_FINISH = "other"
-
-
-def utf8(text: str) -> str:
-    """The text as UTF-8 can hold it: half of a surrogate pair becomes `?`."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def finish(reason: Any) -> str:

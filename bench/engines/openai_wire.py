@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from bench.engines.openai_answers import finish, utf8
+from bench.engines.openai_answers import finish
 from bench.engines.openai_limits import retry_after
 from bench.errors import MissingPackage, UsageError, first_line
+from bench.keys import utf8
 
 ADDRESS_VARIABLE = "OPENAI_BASE_URL"
 _OPEN_QUERY = ("api-version",)

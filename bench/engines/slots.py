@@ -186,19 +186,31 @@ def _slot_attention(
 AttentionInterface.register(SLOTS, _slot_attention)
 
 
+def layer_kinds(config: Any) -> list[str]:
+    """Kind of attention of each layer, empty where a family has only one."""
+    return list(getattr(config, "layer_types", None) or [])
+
+
+def wholly_causal(config: Any) -> bool:
+    """Whether every layer looks at all that stands before, and through no window."""
+    kinds = layer_kinds(config)
+    return set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
+
+
+def plain_past(config: Any) -> bool:
+    """Whether layers keep keys and values of their own, and positions mean the same however a row is cut."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    scalings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    moving = any(part.get("rope_type") in ("dynamic", "longrope") for part in scalings)
+    return not (moving or bool(getattr(config, "num_kv_shared_layers", 0)))
+
+
 def supported(model: Any) -> bool:
     """Whether plain causal attention over keys and values is all that a model's past is, by its configuration."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(config, "sliding_window", None) if not getattr(config, "layer_types", None) else None
     capped = getattr(config, "attn_logit_softcapping", None)
-    shared = bool(getattr(config, "num_kv_shared_layers", 0))
-    rope = getattr(config, "rope_parameters", None) or {}
-    scalings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    if any(part.get("rope_type") in ("dynamic", "longrope") for part in scalings):
-        return False
     backend = bool(getattr(model, "_supports_attention_backend", False))
-    return kinds == {"full_attention"} and not (windowed or capped or shared) and backend
+    return plain_past(config) and wholly_causal(config) and not capped and backend
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from bench.engines.base import Engine
 from bench.engines.openai_answers import AnswerFile
 from bench.errors import UsageError
 from bench.judge import wording
-from bench.keys import canonical_json, digest, request_seed
+from bench.keys import canonical_json, digest, request_seed, utf8
 from bench.metrics.base import Advance, Metric, ScoreInput, Vector, text_of
 from bench.types import Generation, Message, Request, Sampling
 
@@ -146,7 +146,7 @@ def _verdict(reply: Generation, read: Read) -> float | None:
 
 def baseline_key(texts: Iterable[tuple[object, str, str | None]]) -> str:
     """Names a baseline's texts, given as (seed, example id, text), in whatever order they come."""
-    rows = [[seed, example, None if text is None else wording.clean(text)] for seed, example, text in texts]
+    rows = [[seed, example, None if text is None else utf8(text)] for seed, example, text in texts]
     return digest(sorted(rows, key=canonical_json), 12)
 
 

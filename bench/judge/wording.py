@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bench.keys import digest
+from bench.keys import digest, utf8
 from bench.types import Message
 
 RUBRIC = """You compare two texts. REFERENCE is what a person really wrote. CANDIDATE was written in that person's \
@@ -52,13 +52,8 @@ def insisting(messages: tuple[Message, ...], times: int) -> tuple[Message, ...]:
     return (*before, Message(last.role, last.content + AGAIN * times))
 
 
-def clean(text: str) -> str:
-    """The text with a ? for each lone surrogate, which neither a tokenizer nor a server takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _parts(**texts: str) -> str:
-    return "\n\n".join(f"<{name}>\n{clean(text)}\n</{name}>" for name, text in texts.items())
+    return "\n\n".join(f"<{name}>\n{utf8(text)}\n</{name}>" for name, text in texts.items())
 
 
 def read_number(reply: str) -> float | None:

@@ -11,7 +11,7 @@ from bench.cells import wins_of
 from bench.estimates import values_of
 from bench.report.boards import Board
 from bench.report.costs import figure
-from bench.stats import DIMENSIONS, REDUCERS, Floats, Scored, count_wins
+from bench.stats import DIMENSIONS, Floats, Scored, count_wins, text_scores
 from bench.stats.bootstrap import Estimate
 from bench.store import MetricInfo
 
@@ -45,7 +45,7 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
         if metric in entry.metric_names
     }
     rows = range(len(board.entries))
-    texts = [_figures(text_values(values[i], info).mean(axis=0)) if i in values else None for i in rows]
+    texts = [_figures(text_scores(values[i], info.reducer).mean(axis=0)) if i in values else None for i in rows]
     if DIMENSIONS[info.reducer] != 1:
         return {"texts": texts, "users": None}
     known = {i: _known(array) for i, array in values.items()}
@@ -68,14 +68,6 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
         "wins": wins,
         "apart": apart,
     }
-
-
-def text_values(values: Floats, info: MetricInfo) -> Floats:
-    """(seeds, examples): the score of each text, NaN where it has none; of a corpus metric as if it were the corpus."""
-    known = ~np.isnan(values).any(axis=2)
-    scores = REDUCERS[info.reducer](np.nan_to_num(values), np.asarray(known, dtype=np.float64))
-    found: Floats = np.where(known, scores, np.nan)
-    return found
 
 
 def user_means(values: Floats, users: NDArray[np.intp]) -> Floats:

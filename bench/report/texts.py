@@ -13,7 +13,8 @@ from bench.plan import dataset_of
 from bench.reopen import check_dataset, config_of
 from bench.report.boards import Board
 from bench.report.costs import figure
-from bench.report.people import text_values, user_names
+from bench.report.people import user_names
+from bench.stats import text_scores
 from bench.types import Example, FieldValue
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _scores(board: Board) -> list[list[Any]]:
     """Row -> metric -> (seeds, examples), None where the row has not been scored with it."""
     return [
         [
-            text_values(values_of(entry, name, board.axis.examples, info.reducer), info)
+            text_scores(values_of(entry, name, board.axis.examples, info.reducer), info.reducer)
             if name in entry.metric_names
             else None
             for name, info in board.infos.items()

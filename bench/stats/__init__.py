@@ -24,7 +24,7 @@ from bench.stats.bootstrap import LEVEL, Estimate, Scored, paired_bootstrap
 from bench.stats.draws import DEFAULT_RESAMPLES, bootstrap_weights, swap_blocks, weight_blocks
 from bench.stats.paired import SeedSpread, Wins, count_wins, detectable, mean_error, seed_spread
 from bench.stats.permutation import holm, paired_permutation
-from bench.stats.reducers import DIMENSIONS, REDUCERS, Floats, Reducer, corpus_bleu, mean, ratio
+from bench.stats.reducers import DIMENSIONS, REDUCERS, Floats, Reducer, corpus_bleu, mean, ratio, text_scores
 
 __all__ = [
     "DEFAULT_RESAMPLES",
@@ -49,5 +49,6 @@ __all__ = [
     "ratio",
     "seed_spread",
     "swap_blocks",
+    "text_scores",
     "weight_blocks",
 ]

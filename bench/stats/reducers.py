@@ -45,3 +45,14 @@ REDUCERS: dict[str, Reducer] = {"mean": mean, "ratio": ratio, "corpus_bleu": cor
 """Name -> function of `sums` (..., d) and `counts` (...) that gives a score (...)."""
 DIMENSIONS: dict[str, int] = {"mean": 1, "ratio": 2, "corpus_bleu": 10}
 """Numbers that an example contributes to a reducer."""
+
+
+def text_scores(values: Floats, reducer: str) -> Floats:
+    """(seeds, examples): the score of each text, NaN where it has none; of a corpus metric as if it were the corpus.
+
+    `values` (seeds, examples, dimensions) are what a metric stored, NaN for a missing one.
+    """
+    known = ~np.isnan(values).any(axis=2)
+    scores = REDUCERS[reducer](np.nan_to_num(values), np.asarray(known, dtype=np.float64))
+    found: Floats = np.where(known, scores, np.nan)
+    return found

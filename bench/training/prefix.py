@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from bench.engines.base import LanguageModel
 from bench.engines.batching import by_budget
+from bench.engines.slots import layer_kinds, plain_past, wholly_causal
 from bench.training.past import ALIGNED, AlignedPast, MaskedPast
 from bench.training.rows import Row
 
@@ -38,25 +39,12 @@ _TOGETHER = 4096
 def supported(model: Any) -> bool:
     """Whether a family's past is keys and values alone, and positions mean the same however a row is cut."""
     config = model.config.get_text_config()
-    kinds = _layer_kinds(config) or ["full_attention"]
-    shared = bool(getattr(config, "num_kv_shared_layers", 0))
-    if shared or set(kinds) - {"full_attention", "sliding_attention"}:
-        return False
-    rope = getattr(config, "rope_parameters", None) or {}
-    scalings = [rope, *(part for part in rope.values() if isinstance(part, dict))]
-    return not any(part.get("rope_type") in ("dynamic", "longrope") for part in scalings)
+    return plain_past(config) and not set(layer_kinds(config)) - {"full_attention", "sliding_attention"}
 
 
 def _alignable(config: Any) -> bool:
     """Whether plain causal attention is all that a model does, so that it can do without a mask."""
-    kinds = _layer_kinds(config)
-    full = set(kinds) == {"full_attention"} if kinds else not getattr(config, "sliding_window", None)
-    return full and bool(config._attn_implementation == "sdpa")
-
-
-def _layer_kinds(config: Any) -> list[str]:
-    """Kind of attention of each layer, empty where a family has only one."""
-    return list(getattr(config, "layer_types", None) or [])
+    return wholly_causal(config) and bool(config._attn_implementation == "sdpa")
 
 
 class Prefixes:
