@@ -267,6 +267,25 @@ def test_the_speed_is_measured_on_prompts_that_differ(make: Make, monkeypatch: p
     assert seen == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [1, 3, 6])
+def test_a_steps_attention_is_a_softmax_over_what_each_row_has(dtype: torch.dtype, shared: int) -> None:
+    stream = torch.Generator().manual_seed(shared)
+    query, keys, values = (
+        torch.randn(shape, generator=stream).to(dtype)
+        for shape in ((3, 6, 1, 8), (5, shared, 128, 8), (5, shared, 128, 8))
+    )
+    positions = torch.tensor([0, 40, 100])
+    found = slots.Step(positions, 100, dtype).attend(query, keys, values, 0.3)
+    for row, position in enumerate(positions.tolist()):
+        for head in range(6):
+            own = head // (6 // shared)
+            seen, read = (part[row, own, : position + 1].double() for part in (keys, values))
+            wanted = torch.softmax(0.3 * seen @ query[row, head, 0].double(), 0) @ read
+            allowed = 1e-5 if dtype == torch.float32 else 0.02
+            assert (found[row, head, 0].double() - wanted).abs().max() < allowed
+
+
 def test_weights_lie_at_cache_lines(make: Make) -> None:
     engine = make()
     engine.load()

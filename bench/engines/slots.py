@@ -145,6 +145,11 @@ class Step:
         rows, heads, _, size = query.shape
         shared = keys.shape[1]
         seen, read = keys[:rows, :, : self.reach], values[:rows, :, : self.reach]
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+            # One query a head is quicker here than several laid side by side, by a fifth; in float32 it is slower.
+            return scaled_dot_product_attention(
+                query, seen, read, attn_mask=self.mask, scale=scale, enable_gqa=heads != shared
+            )
         grouped = query.view(rows, shared, heads // shared, size)
         mask = self.mask.expand(rows, 1, heads // shared, self.reach)
         output = scaled_dot_product_attention(grouped, seen, read, attn_mask=mask, scale=scale)
