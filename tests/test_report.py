@@ -158,6 +158,9 @@ def test_differences_of_users_are_those_of_a_slow_count_whatever_is_missing(tmp_
                         sum(sign * g < -1e-12 for g in expected.values()),
                     ]
                     assert [people["wins"][i][j][0], people["wins"][i][j][2]] == won
+                    share, low, high = people["rates"][i][j]
+                    assert share == pytest.approx((len(expected) + won[0] - won[1]) / (2 * len(expected)), abs=1e-6)
+                    assert 0 <= low <= share <= high <= 1
                 else:
                     assert people["wins"][i][j] is None
 

@@ -106,6 +106,21 @@ def test_wins_are_by_user_of_what_both_have_and_none_for_a_corpus_metric() -> No
     assert paired_bootstrap(bleu, alone(9), reducer="corpus_bleu", baseline="b", resamples=20)["a"].wins is None
 
 
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.sampled_from([0.8, 0.95]))
+def test_the_win_rate_is_half_of_the_ties_more_with_the_score_interval(
+    won: int, tied: int, lost: int, level: float
+) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    found = Wins(won, tied, lost).rate(level)
+    if won + tied + lost == 0:
+        assert found is None
+        return
+    share = won + tied / 2
+    interval = proportion_confint(share, won + tied + lost, alpha=1 - level, method="wilson")
+    assert found == pytest.approx((share / (won + tied + lost), *interval), abs=1e-12)
+
+
 # --- standard error and the smallest detectable difference -------------------------------------------------------
 
 

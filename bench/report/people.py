@@ -11,7 +11,7 @@ from bench.cells import wins_of
 from bench.estimates import values_of
 from bench.report.boards import Board
 from bench.report.costs import figure
-from bench.stats import DIMENSIONS, Floats, Scored, count_wins, text_scores
+from bench.stats import DIMENSIONS, Floats, Scored, Wins, count_wins, text_scores
 from bench.stats.bootstrap import Estimate
 from bench.store import MetricInfo
 
@@ -35,8 +35,9 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
 
     `texts`: row -> value of each example, mean over seeds; of a corpus metric, as if the text were the corpus. `users`:
     row -> mean of each user's examples that have a value under every seed (None for a corpus metric). `spread`: row ->
-    quantiles over users. `wins`: row -> row it is compared with -> users won, tied, lost. `apart`: "row,other row" ->
-    user -> difference, for users whose difference is not that of their two means, as either lacks a value.
+    quantiles over users. `wins`: row -> row it is compared with -> users won, tied, lost; `rates`: the same -> share
+    won, low and high end of its interval. `apart`: "row,other row" -> user -> difference, for users whose difference
+    is not that of their two means, as either lacks a value.
     """
     info = board.infos[metric]
     values = {
@@ -51,14 +52,16 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
     known = {i: _known(array) for i, array in values.items()}
     means = {i: _by_user(array, known[i], board.axis.users) for i, array in values.items()}
     wins: list[list[list[int] | None]] = [[None for _ in rows] for _ in rows]
+    rates: list[list[list[float | None] | None]] = [[None for _ in rows] for _ in rows]
     apart: dict[str, dict[str, float | None]] = {}
     for i in values:
         for j in values:
             shared = known[i] & known[j]
             if i == j:
                 continue
-            if shared.any():
-                wins[i][j] = _wins(values[i], values[j], board.axis.users, shared, info)
+            if shared.any() and (counted := _wins(values[i], values[j], board.axis.users, shared, info)):
+                wins[i][j] = [counted.wins, counted.ties, counted.losses]
+                rates[i][j] = None if (rate := counted.rate()) is None else [figure(part) for part in rate]
             if (told := _apart(values[i], values[j], means[i], means[j], shared, board.axis.users)) and i < j:
                 apart[f"{i},{j}"] = told
     return {
@@ -66,6 +69,7 @@ def people_json(board: Board, metric: str) -> dict[str, Any]:
         "users": [_figures(means[i]) if i in means else None for i in rows],
         "spread": [_spread(means[i]) if i in means else None for i in rows],
         "wins": wins,
+        "rates": rates,
         "apart": apart,
     }
 
@@ -91,10 +95,8 @@ def _by_user(values: Floats, keep: NDArray[np.bool_], users: NDArray[np.intp]) -
 
 def _wins(
     ours: Floats, theirs: Floats, users: NDArray[np.intp], shared: NDArray[np.bool_], info: MetricInfo
-) -> list[int] | None:
-    counted = Scored(_NOTHING, None, wins=count_wins(ours, theirs, users, shared))
-    wins = wins_of(counted, info)
-    return None if wins is None else [wins.wins, wins.ties, wins.losses]
+) -> Wins | None:
+    return wins_of(Scored(_NOTHING, None, wins=count_wins(ours, theirs, users, shared)), info)
 
 
 def _apart(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,22 @@ class Wins:
     def turned(self) -> Wins:
         """The same for a metric of which less is better."""
         return Wins(self.losses, self.ties, self.wins)
+
+    def rate(self, level: float = 1 - SIGNIFICANCE) -> tuple[float, float, float] | None:
+        """Share of users won, a tie counting half, and its interval; None without users.
+
+        The score interval (Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927),
+        which stays inside 0 to 1 and says something at 0 and 1 as well. Ties vary less than a coin does, so that it is
+        rather too wide with many of them.
+        """
+        users = self.wins + self.ties + self.losses
+        if not users:
+            return None
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        share = (self.wins + self.ties / 2) / users
+        middle = (share + z * z / (2 * users)) / (1 + z * z / users)
+        half = z / (1 + z * z / users) * math.sqrt(share * (1 - share) / users + z * z / (4 * users * users))
+        return share, max(0.0, middle - half), min(1.0, middle + half)
 
 
 def count_wins(ours: Floats, theirs: Floats, users: NDArray[np.intp], keep: NDArray[np.bool_]) -> Wins:

@@ -69,16 +69,16 @@ function jitter(user) {
 }
 
 function winsTable(people, labels, base, metric, board) {
-  const rows = labels.map((label, i) => ({ label, wins: people.wins[i]?.[base] })).filter((row, i) => i !== base && row.wins);
+  const rows = labels.map((label, i) => ({ label, wins: people.wins[i]?.[base], rate: people.rates[i]?.[base] })).filter((row, i) => i !== base && row.wins);
   if (!rows.length) return h("p", { class: "legend" }, metric.better === null ? `${metric.name} has no good side, so nobody wins or loses.` : "No row can be compared with this baseline.");
   const caption = `Users who are better off than with ${labels[base]} (${metric.name})`;
   return h("section", {}, h("h3", {}, caption), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", { class: "wins" }, h("caption", { class: "unseen" }, caption),
-      h("thead", {}, h("tr", {}, ["row", "won", "tied", "lost", "win rate", ""].map((head) => h("th", { scope: "col" }, head || h("span", { class: "unseen" }, "bar"))))),
-      h("tbody", {}, rows.map(({ label, wins: [won, tied, lost] }) => {
-        const all = won + tied + lost;
+      h("thead", {}, h("tr", {}, ["row", "won", "tied", "lost", "win rate [95 % interval]", ""].map((head) => h("th", { scope: "col" }, head || h("span", { class: "unseen" }, "bar"))))),
+      h("tbody", {}, rows.map(({ label, wins: [won, tied, lost], rate }) => {
+        const [share, low, high] = rate.map((part) => Math.round(100 * part));
         return h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, String(won)), h("td", {}, String(tied)), h("td", {}, String(lost)),
-          h("td", {}, `${Math.round((100 * won) / all)} %`),
+          h("td", {}, `${share} % [${low}, ${high}]`),
           h("td", { class: "bars" }, h("span", { class: "won", style: `flex: ${won}` }), h("span", { class: "tied", style: `flex: ${tied}` }), h("span", { class: "lost", style: `flex: ${lost}` })));
-      })))), h("p", { class: "legend" }, h("span", { class: "swatch won" }), " won, ", h("span", { class: "swatch tied" }), " tied, ", h("span", { class: "swatch lost" }), " lost; the middle line is half of the users."));
+      })))), h("p", { class: "legend" }, h("span", { class: "swatch won" }), " won, ", h("span", { class: "swatch tied" }), " tied, ", h("span", { class: "swatch lost" }), " lost; the middle line is half of the users. A tie counts half in the win rate; its interval is Wilson's, over users."));
 }
