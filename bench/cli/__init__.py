@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# isort: off  (the order of --help)
-from bench.cli import fetching, making, running, scoring, showing
+# In the order of --help.
+# isort: off
+from bench.cli import running, fetching, scoring, showing, making
 from bench.cli.app import app, execute
 
 __all__ = ["app", "execute", "fetching", "making", "running", "scoring", "showing"]
