@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_engine import FAMILIES, ask, engine_of, lively_model, one_thread
 
 from bench import weights
-from bench.engines import bank, peft_folders
+from bench.engines import bank, peft_folders, reference
 from bench.engines import vllm as module
 from bench.engines.embedding_rows import EmbeddingRows
 from bench.engines.vllm import VLLMConfig, VLLMEngine
@@ -191,8 +191,7 @@ def test_a_prompt_as_vectors_is_what_the_hf_engine_embeds(folder: Path) -> None:
     soft = {"h": np.ones((2, 32), np.float32), "d": np.full((1, 32), 0.5, np.float32)}
     request = ask(f"One {slot('h')} two {slot('d')}.", soft=soft)
     prompt = hf.encode(request)
-    hf.load()
-    expected, _ = hf._embed([prompt], [request])
+    expected, _ = reference.embed(hf.model, [prompt], [request])
     assert torch.equal(EmbeddingRows(str(folder), torch.float32).prompt(prompt, request.soft), expected[0])
     with pytest.raises(UsageError, match="made for another model"):
         EmbeddingRows(str(folder), torch.float32).prompt(prompt, {"h": np.ones((2, 8)), "d": np.ones((1, 8))})

@@ -9,11 +9,9 @@ bf16 that is visible now and then.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
@@ -23,12 +21,12 @@ from bench.config import Config
 from bench.engines import chat
 from bench.engines.base import BatchResult, Engine, LanguageModel, Progress, Speed
 from bench.engines.batching import grouped
+from bench.engines.devices import align, choose_device, choose_dtype, free, if_it_fits, out_of_memory
 from bench.errors import UsageError, first_line
 from bench.types import Capability, Generation, Message, Request, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from bench.engines.refill import Written
@@ -53,45 +51,6 @@ class HFConfig(Config):
     refill: int = Field(default=4, ge=1)
     """Batches' worth of requests that the fast path writes before it waits for the last one. More leaves fewer places
     empty; a run that is killed does so many again."""
-
-
-def choose_device(wanted: str) -> str:
-    """The device to use. Raises UsageError for one that is not there."""
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if (wanted == "cuda" and not torch.cuda.is_available()) or (
-        wanted == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise UsageError(f"hf.device={wanted} was asked for, but torch sees no such device here; use hf.device=auto")
-    return wanted
-
-
-def choose_dtype(wanted: str, device: str) -> str:
-    """bfloat16 where the hardware multiplies in it (CUDA from Ampere, CPUs with AVX512-BF16 or AMX), else float32."""
-    import torch
-
-    if wanted != "auto":
-        return wanted
-    if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if device == "cpu" and _cpu_multiplies_bf16() else "float32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    # torch only tells whether bf16 can be emulated, which is slower than float32.
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(words & {"avx512_bf16", "amx_bf16"})
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory did not suffice."""
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
 
 
 class HFEngine(Engine):
@@ -188,7 +147,7 @@ class HFEngine(Engine):
             raise UsageError(
                 f"model {self.source.name!r} does not fit into memory; choose a smaller one with --model"
             ) from error
-        _align(model)
+        align(model)
         # A checkpoint's own decoding habits (top-k 20, repetition penalty) would change every method's outputs
         # silently: only its end tokens are kept.
         ends = model.generation_config.eos_token_id
@@ -237,7 +196,7 @@ class HFEngine(Engine):
     def close(self) -> None:
         self._model = None
         self._adapter = None
-        _free()
+        free()
 
     @property
     def model(self) -> Any:
@@ -348,7 +307,7 @@ class HFEngine(Engine):
                 raise
         progress(-told)  # these will be written again
         # Outside the except block, so that the traceback no longer holds the tensors that did not fit.
-        _free()
+        free()
         if len(batch) == 1:
             progress(1)
             message = f"out of memory on a prompt of {len(prompts[0].ids)} tokens"
@@ -385,68 +344,12 @@ class HFEngine(Engine):
         self, prompts: Sequence[chat.Prompt], batch: Sequence[Request], rows: int, progress: Progress
     ) -> Written:
         """New tokens of all rows, at most `rows` at a time, by the path that is chosen."""
-        from bench.engines.refill import Pool, Written
+        from bench.engines import reference
+        from bench.engines.refill import Pool
 
         if self._fast and batch[0].contrast is None:
             return Pool(self.model, prompts, batch, rows, progress).write()
-        tokens: list[list[int]] = [[] for _ in batch]
-        first = [0.0] * len(batch)
-        prefill = decode = 0.0
-        for part in grouped([0] * len(batch), [r.sampling for r in batch], [""] * len(batch), rows, 1):
-            drawn, before, after = self._decode([prompts[i] for i in part], [batch[i] for i in part])
-            for i, row in zip(part, drawn, strict=True):
-                tokens[i], first[i] = row, prefill + decode + before
-            prefill, decode = prefill + before, decode + after
-            progress(len(part))
-        return Written(tokens, prefill, decode, first)
-
-    def _decode(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[list[list[int]], float, float]:
-        """New token ids a row, prefill seconds, decode seconds. The batch shares one Sampling and one Contrast."""
-        import torch
-
-        from bench.engines import bank
-        from bench.engines.contrast import Contrasting
-        from bench.engines.sampling import PerRequestSampler
-        from bench.engines.steering import steered
-
-        sampling, contrast, asked = batch[0].sampling, batch[0].contrast, len(batch)
-        if contrast is not None:
-            prompts, batch = [*prompts, *prompts], [*batch, *(replace(r, user_adapter=None) for r in batch)]
-        inputs, mask = self._embed(prompts, batch)
-        sampler = PerRequestSampler([r.seed for r in batch], sampling.temperature, sampling.top_p)
-        own = bank.stacked([request.user_adapter for request in batch], mask.device)
-        steerings = [request.steering for request in batch]
-        with torch.no_grad(), bank.applied(self.model, own), steered(self.model, steerings):
-            _wait(self.device)
-            start = time.perf_counter()
-            output = self.model.generate(
-                inputs_embeds=inputs,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_new_tokens,
-                min_new_tokens=sampling.min_new_tokens or None,
-                logits_processor=[*([Contrasting(contrast)] if contrast else []), sampler],
-            )
-            rows = output[:asked].tolist()
-            end = time.perf_counter()
-        first = sampler.first_logits_at or end
-        return rows, first - start, end - first
-
-    def _embed(self, prompts: Sequence[chat.Prompt], batch: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left-padded input embeddings (rows, length, hidden) with soft vectors in their slots, and the mask."""
-        import torch
-
-        length = max(len(prompt.ids) for prompt in prompts)
-        pad = self.model.generation_config.pad_token_id
-        ids = torch.tensor([[pad] * (length - len(p.ids)) + list(p.ids) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (length - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=self.device)
-        with torch.no_grad():
-            embedded = self.model.get_input_embeddings()(ids).clone()
-            for row, (prompt, request) in enumerate(zip(prompts, batch, strict=True)):
-                offset = length - len(prompt.ids)
-                for name, start in prompt.slots:
-                    vectors = torch.as_tensor(request.soft[name], dtype=embedded.dtype, device=embedded.device)
-                    embedded[row, offset + start : offset + start + vectors.shape[0]] = vectors
-        return embedded, mask
+        return reference.write(self.model, prompts, batch, rows, progress)
 
     # -- hidden states ------------------------------------------------------------------------------------------
 
@@ -459,7 +362,7 @@ class HFEngine(Engine):
         self._use_adapter(None)
         longest = self.context_length
         rows = [steering.conversation_ids(self.tokenizer, c)[:longest] for c in conversations]
-        return steering.read(self.model, rows, layer, self._limits(), _if_it_fits, progress)
+        return steering.read(self.model, rows, layer, self._limits(), if_it_fits, progress)
 
     # -- adapters -----------------------------------------------------------------------------------------------
 
@@ -479,44 +382,6 @@ class HFEngine(Engine):
                 warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft calls
                 self._model = PeftModel.from_pretrained(self.model, folder, is_trainable=False).eval()
             self._adapter = folder
-
-
-def _align(model: Any) -> None:
-    """Moves weights to addresses that are multiples of a cache line.
-
-    A safetensors file leaves them anywhere, and matrix products of a CPU then take two to three times as long.
-    """
-    for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def _if_it_fits(work: Callable[[], T]) -> T | None:
-    """What `work` returns, or None if memory did not suffice for it."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-    _free()
-    return None
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _ignore(_: int) -> None:

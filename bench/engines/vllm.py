@@ -25,7 +25,8 @@ from bench.config import Config
 from bench.engines import chat
 from bench.engines.base import BatchResult, Engine, LanguageModel, Progress, Speed
 from bench.engines.batching import grouped
-from bench.engines.hf import HFConfig, HFEngine, choose_dtype
+from bench.engines.devices import choose_dtype
+from bench.engines.hf import HFConfig, HFEngine
 from bench.engines.vllm_adapters import AdapterShelf
 from bench.engines.vllm_session import Answer, Ask, Needs, Session, dtype_of, installed
 from bench.errors import MissingPackage, UsageError

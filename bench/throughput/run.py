@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench import registry, weights
 from bench.config import build, parse_overrides
 from bench.engines.base import BatchResult, Engine
-from bench.engines.hf import out_of_memory
+from bench.engines.devices import out_of_memory
 from bench.errors import UnknownName, UsageError
 from bench.meter import Meter, peak_rss
 from bench.throughput import requests as work

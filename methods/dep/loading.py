@@ -15,7 +15,8 @@ from bench import weights
 from bench.config import Config, build
 from bench.data.population import Population
 from bench.encoders import Encoder
-from bench.engines.hf import HFConfig, HFEngine, choose_device
+from bench.engines.devices import choose_device
+from bench.engines.hf import HFConfig, HFEngine
 from bench.errors import UsageError, first_line
 from bench.meter import Meter
 from bench.method import EXPORT_CONFIG, Context
