@@ -13,10 +13,11 @@ from bench.config import parse_overrides
 from bench.data.split import Dataset
 from bench.errors import UsageError
 from bench.keys import canonical_json
+from bench.method_run import NO_ENGINE
 from bench.plan import DEFAULT_METRICS, applicable, check_parts, dataset_of, make_metrics
 from bench.provenance import provenance
 from bench.reopen import check_dataset, config_of, stored_config
-from bench.runner import NO_ENGINE, say, score_run
+from bench.runner import say, score_run
 from bench.store import BatchTiming, Existing, RunFolder, StoredRun, find_runs, read_scores
 
 VERSION = "1"

@@ -32,8 +32,9 @@ from bench.files import check_writable
 from bench.fits import Say, duration
 from bench.keys import difference
 from bench.merging import merged
+from bench.method_run import MethodRun
 from bench.plan import Plan, RunConfig, make_plan, part_of
-from bench.runner import MethodRun, prepare, say, score_run, summary
+from bench.runner import prepare, say, score_run, summary
 from bench.shards import Shard, division
 from bench.store import Existing, RunFolder, StoredRun
 

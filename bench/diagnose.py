@@ -15,9 +15,10 @@ from bench.errors import UsageError
 from bench.files import check_writable, pretty_json, write_atomic
 from bench.keys import canonical_json, difference
 from bench.method import DiagnosisOptions, Method, Section
+from bench.method_run import MethodRun
 from bench.plan import LIMIT_SEED, Plan, asks_model, dataset_part, make_plan
 from bench.reopen import check_dataset, complete_run, config_of, fit_folder, method_overrides
-from bench.runner import MethodRun, say
+from bench.runner import say
 from bench.store import StoredRun
 
 _METRICS = ("rouge1", "meteor")

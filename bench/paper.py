@@ -15,6 +15,7 @@ from bench.configfile import left_out, part_set
 from bench.data.spec import spec_files
 from bench.errors import NotFetched, UnknownName, UsageError
 from bench.experiments import Experiment
+from bench.method_run import method_key
 from bench.papertable import Block, paper_table
 from bench.plan import ALL, Plan, RunConfig, make_plan, part_of
 from bench.store import StoredRun, find_runs
@@ -285,7 +286,7 @@ def _done(load: Workload, plan: Plan, stored: Sequence[StoredRun]) -> int:
     """How many seeds of a row are complete, as far as can be told without the model's files."""
     method, config = load.planned.method, plan.config
     wanted = {
-        "method": {"name": method.name, "version": method.version, "config": method.config.model_dump(mode="json")},
+        "method": method_key(method),
         "sampling": asdict(config.sampling),
     }
     data = {"fingerprint": plan.dataset.fingerprint, "selection": plan.dataset.selection}

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bench.method_run
 import bench.plan
 import bench.render
-import bench.runner
 import bench.store
 import bench.tables
 from bench.__main__ import main
@@ -79,7 +79,7 @@ def slow_down(seconds: float) -> None:
 
 def leave_out_what_is_slow() -> None:
     """No leaderboard and no look at git and machine, on which no resumed run depends; data are prepared once."""
-    vars(bench.runner)["provenance"] = dict
+    vars(bench.method_run)["provenance"] = dict
     vars(bench.tables)["leaderboards"] = lambda *_, **__: []
     prepare, known = bench.plan._prepared, {}
 

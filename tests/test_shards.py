@@ -265,7 +265,7 @@ def test_shards_of_other_versions_do_not_merge_and_are_told_of(
 ) -> None:
     base = prepared("nonperso")
     run(tmp_path, "1/2", base)
-    monkeypatch.setattr("bench.runner.HARNESS_VERSION", "other")
+    monkeypatch.setattr("bench.method_run.HARNESS_VERSION", "other")
     lines: list[str] = []
     execute(plan(tmp_path, "2/2", base), lines.append)
     assert any("differ in code.harness alone: they will not merge" in line for line in lines)
