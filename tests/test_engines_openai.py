@@ -20,8 +20,10 @@ pytest.importorskip("openai")
 from bench.config import build
 from bench.engines import openai_limits
 from bench.engines import openai_wire as wire
-from bench.engines.openai import OpenAIConfig, OpenAIEngine, estimate
+from bench.engines.openai import OpenAIEngine
 from bench.engines.openai_answers import AnswerFile
+from bench.engines.openai_config import OpenAIConfig
+from bench.engines.openai_jobs import estimate
 from bench.errors import UsageError
 from bench.keys import digest
 from bench.types import Generation, Message, Request, Sampling

@@ -15,7 +15,8 @@ pytest.importorskip("openai")
 
 from bench import weights
 from bench.engines.hf import HFConfig, HFEngine
-from bench.engines.openai import OpenAIConfig, OpenAIEngine
+from bench.engines.openai import OpenAIEngine
+from bench.engines.openai_config import OpenAIConfig
 from bench.files import read_rows
 from bench.types import Message, Request, Sampling
 

@@ -8,23 +8,21 @@ the same seed gives the same text, on another day or in other company, is the se
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from pydantic import Field, field_validator
-
-from bench.config import Config
 from bench.engines import openai_wire as wire
 from bench.engines.base import BatchResult, Engine, Progress
 from bench.engines.openai_answers import AnswerFile
+from bench.engines.openai_config import OpenAIConfig
+from bench.engines.openai_jobs import Job, cost, estimate, jobs_of
 from bench.engines.openai_limits import Budget, BudgetReached, Gate, Silence, Stopped, Ticket, backoffs
 from bench.errors import UsageError
 from bench.files import folder_name
@@ -33,76 +31,12 @@ from bench.types import Capability, Generation, Message, Request
 
 ANSWERS = "answers"
 """Folder under that of the runs, for what servers answered."""
-_FRAME_TOKENS = 256
-"""What a server's chat template may add to a prompt at most."""
 _MOST_REFUSALS = 30
 """How often one request is refused while others are answered, before it counts as failed."""
 _HOPELESS = 8
 """Failures without a single answer, after which the settings or the server are at fault and not the prompts."""
-_OURS = {
-    **dict.fromkeys(("model", "messages"), "the run gives it"),
-    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "give --max-new-tokens, and openai.max_tokens_field"),
-    "n": "each request has one answer",
-    "stream": "answers are read whole",
-}
-"""What `extra` may not hold, and why."""
 _NO_KEY = "none"
 """Sent where there is no key: local servers ask for none, the library does."""
-
-
-class OpenAIConfig(Config):
-    """Knobs of the openai engine."""
-
-    base_url: str = ""
-    """Where the server is, such as http://127.0.0.1:8000/v1 (--base-url); empty: OPENAI_BASE_URL."""
-    endpoint: str = ""
-    """A name for the server in keys, in place of its URL: for one that moves between hosts and ports."""
-    key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; local servers need none."""
-    context_length: int = Field(default=8192, ge=1)
-    """Tokens that the model takes, prompt and answer together."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How the server calls the longest answer."""
-    omit: tuple[Literal["temperature", "top_p", "seed"], ...] = ()
-    """What not to send, as some models refuse it."""
-    extra: dict[str, Any] = Field(default_factory=dict)
-    """What to send besides, such as {"top_k": 20}."""
-    concurrency: int = Field(default=16, ge=1)
-    """Most requests in flight; fewer while the server refuses."""
-    retries: int = Field(default=5, ge=0)
-    """How often a request that failed is sent again; being refused for lack of room (429, 503) does not count."""
-    backoff: float = Field(default=0.5, gt=0)
-    """Seconds before the first retry; each later wait is twice as long, up to a minute, less a random part."""
-    max_wait: float = Field(default=300.0, ge=0)
-    """Longest Retry-After that is waited for, in seconds; a longer one ends the run."""
-    patience: float = Field(default=900.0, gt=0)
-    """Seconds without any answer, while the server refuses, after which the run ends."""
-    timeout: float = Field(default=600.0, gt=0)
-    """Seconds for a whole request."""
-    connect_timeout: float = Field(default=10.0, gt=0)
-    """Seconds to reach the server."""
-    read_timeout: float = Field(default=600.0, gt=0)
-    """Seconds without a byte, the time that the server writes among them."""
-    price_in: float | None = Field(default=None, ge=0)
-    """Money for a million prompt tokens."""
-    price_out: float | None = Field(default=None, ge=0)
-    """Money for a million new tokens, in the same currency."""
-    max_cost: float | None = Field(default=None, ge=0)
-    """Most money that one command may spend (--max-cost); needs both prices."""
-    max_requests: int | None = Field(default=None, ge=0)
-    """Most requests that one command may send, retries among them (--max-requests)."""
-
-    @field_validator("extra")
-    @classmethod
-    def _nothing_of_ours(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        for name in extra:
-            if name in _OURS:
-                raise ValueError(f"it may not hold {name}: {_OURS[name]}")
-        try:
-            canonical_json(extra).encode()
-        except (TypeError, ValueError):
-            raise ValueError("it holds a value that JSON has not, such as a date, NaN or half a character") from None
-        return extra
 
 
 @dataclass
@@ -124,29 +58,8 @@ class Tally:
         self.output_tokens += usage.output_tokens
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One thing to ask, for all requests that ask the same."""
-
-    key: str
-    body: Mapping[str, Any]
-    extra: Mapping[str, Any]
-    worst: float
-    """What it can cost at most."""
-    request: Request
-    places: tuple[int, ...]
-    """Where in the list of requests its answer goes."""
-
-
 class _Deliver(Protocol):
     def __call__(self, places: Sequence[int], outcome: Generation | Exception) -> None: ...
-
-
-def estimate(text: str) -> int:
-    """About how many tokens a text is, rather too many: no tokenizer is at hand. Words of six letters are two, every
-    digit, sign and letter outside ASCII is one."""
-    words = re.findall(r"[A-Za-z_]+|\S", text)
-    return sum(1 + len(word) // 6 for word in words)
 
 
 class OpenAIEngine(Engine):
@@ -335,7 +248,7 @@ class OpenAIEngine(Engine):
         self._gate = gate = Gate(self.config.concurrency, self.budget)
         self._failures, self._doomed = [], False
         jobs = []
-        for job in self._jobs(requests):
+        for job in jobs_of(requests, self.model, self._endpoint, self.config):
             if (known := self._answers.get(job.key)) is not None:
                 self.tally.from_disk += len(job.places)
                 deliver(job.places, replace(known, cached=True))
@@ -346,47 +259,7 @@ class OpenAIEngine(Engine):
         await asyncio.gather(*(self._work(gate, waiting, deliver) for _ in range(count)))
         self._deliver_failures(deliver)
 
-    def _jobs(self, requests: Sequence[Request]) -> list[_Job]:
-        same: dict[str, list[int]] = {}
-        bodies: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-        for place, request in enumerate(requests):
-            body, extra = self._body(request)
-            unsent = [request.seed] if "seed" in self.config.omit else []  # else all seeds had one answer
-            key = digest([self._endpoint, body, extra, *unsent], 32)
-            same.setdefault(key, []).append(place)
-            bodies[key] = body, extra
-        return [
-            _Job(key, *bodies[key], self._worst(bodies[key][0]), requests[places[0]], tuple(places))
-            for key, places in same.items()
-        ]
-
-    def _body(self, request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What is sent: the protocol's own parameters, and those that servers added."""
-        sampling = request.sampling
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": [asdict(message) for message in request.messages],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": request.seed % 2**31,  # some servers read 32 bits with a sign
-            self.config.max_tokens_field: sampling.max_new_tokens,
-        }
-        for message in body["messages"]:  # half of a surrogate pair is no UTF-8
-            message["content"] = utf8(message["content"])
-        body = {name: value for name, value in body.items() if name not in self.config.omit}
-        least = {"min_tokens": sampling.min_new_tokens} if sampling.min_new_tokens else {}
-        return body, {**least, **self.config.extra}
-
-    def _worst(self, body: Mapping[str, Any]) -> float:
-        """What a request can cost at most: a token is at least a byte, and no answer is longer than asked for."""
-        prompt = sum(len(message["content"].encode()) + 16 for message in body["messages"]) + _FRAME_TOKENS
-        return self._cost(wire.Usage(prompt, body[self.config.max_tokens_field]))
-
-    def _cost(self, usage: wire.Usage) -> float:
-        prices = self.config.price_in or 0.0, self.config.price_out or 0.0
-        return (usage.prompt_tokens * prices[0] + usage.output_tokens * prices[1]) / 1e6
-
-    async def _work(self, gate: Gate, jobs: Iterator[_Job], deliver: _Deliver) -> None:
+    async def _work(self, gate: Gate, jobs: Iterator[Job], deliver: _Deliver) -> None:
         """Asks one thing after the other until there is none left or nothing more is let through."""
         for job in jobs:
             try:
@@ -413,7 +286,7 @@ class OpenAIEngine(Engine):
         for places, failure in failures if not self._doomed else []:
             deliver(places, failure)
 
-    async def _one(self, gate: Gate, job: _Job) -> Generation:
+    async def _one(self, gate: Gate, job: Job) -> Generation:
         """The answer to one thing, or its error once retries are used up."""
         waits = backoffs(self.config.backoff, job.key)
         faults = refusals = before = 0
@@ -454,7 +327,7 @@ class OpenAIEngine(Engine):
                 f"{row} requests in a row got no answer, however often sent; the last: {error}"
             ) from None
 
-    async def _attempt(self, gate: Gate, ticket: Ticket, job: _Job) -> wire.Reply:
+    async def _attempt(self, gate: Gate, ticket: Ticket, job: Job) -> wire.Reply:
         """One request, with what it cost written on its ticket."""
         try:
             reply = await wire.call(self._client, job.body, job.extra, self.config.timeout)
@@ -468,7 +341,7 @@ class OpenAIEngine(Engine):
             raise
         except (wire.Faulty, wire.Rejected) as error:
             if error.usage is not None:
-                ticket.costs(self._cost(error.usage))
+                ticket.costs(cost(error.usage, self.config))
                 self.tally.count(error.usage)
             elif error.unbilled:
                 ticket.costs(0.0)
@@ -477,12 +350,12 @@ class OpenAIEngine(Engine):
             ticket.costs(0.0)
             raise
         if reply.usage is not None:
-            ticket.costs(self._cost(reply.usage))
+            ticket.costs(cost(reply.usage, self.config))
         gate.answered()
         self._silence.answered()
         return reply
 
-    def _accepted(self, job: _Job, reply: wire.Reply) -> Generation:
+    def _accepted(self, job: Job, reply: wire.Reply) -> Generation:
         text = utf8(reply.text)
         for secret in self._secrets:
             if len(secret) >= 16:  # a server that repeats a key; a short one may be a word
