@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,13 +173,13 @@ class _Judging(Metric):
             "reading": READING,
         }
 
+    @abstractmethod
     def prompts(self, inputs: Sequence[ScoreInput]) -> list[tuple[str, tuple[Message, ...]]]:
         """All that will be asked of these texts at first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, reply: str) -> float | None:
         """What a reply says, None where it is no verdict."""
-        raise NotImplementedError
 
     def _vector(self, item: ScoreInput) -> Vector | None:
         return self.values([item])[0]
