@@ -32,7 +32,7 @@ async function costView(board, query) {
   const kind = (p) => (p.ceiling ? "ceiling" : p.front ? "front" : "other");
   const line = known.filter((p) => p.front).sort((a, b) => a.x - b.x);
   const drawing = known.length ? plot(Plot, {
-    width: width(), height: narrow() ? 380 : 520, marginLeft: 52, marginRight: narrow() ? 16 : 40, marginTop: 26, marginBottom: 44, insetLeft: 24, insetRight: narrow() ? 60 : 110, insetTop: 14, insetBottom: 14,
+    width: width(), height: narrow() ? 380 : 520, marginLeft: 52, marginRight: narrow() ? 16 : 40, marginTop: 26, marginBottom: 50, insetLeft: 24, insetRight: narrow() ? 60 : 110, insetTop: 14, insetBottom: 14,
     x: { type, label: `${cost.title}${type === "log" ? " (log)" : ""} →`, grid: true, ticks: narrow() ? 4 : 8, tickFormat: (d) => compact(d), labelAnchor: "right" },
     y: { label: `${metric.name}${arrowOf(metric)}`, grid: true, labelAnchor: "top", reverse: metric.better === false },
     marks: [
@@ -103,13 +103,12 @@ async function differencesView(board, query) {
   const rows = board.rows.filter((row) => row.label !== baseline && (only !== "controls" || (row.variant !== null && row.method === base.method)));
   const points = rows.map((row) => ({ label: row.label, ...difference.rows[row.label]?.[metric.name], ceiling: row.ceiling })).filter((p) => p.value !== null && p.value !== undefined);
   const shorten = (label) => (only === "controls" ? label.replace(`${base.method}: `, "") : label);
-  const longest = Math.max(8, ...points.map((p) => shorten(p.label).length));
-  const margin = Math.min(narrow() ? 130 : 260, longest * 6.6 + 12);
-  const name = (label) => cutName(shorten(label), Math.floor((margin - 10) / 6.5));
+  const { margin, fit } = nameRoom(points.map((p) => shorten(p.label)), narrow() ? 130 : 260);
+  const name = (label) => fit(shorten(label));
   const better = (p) => (p.mark !== "clear" || metric.better === null ? "none" : (p.value > 0) === metric.better ? "up" : "down");
   const colour = (p) => ({ up: "var(--up)", down: "var(--down)", none: "var(--ink)" })[better(p)];
   const drawing = points.length ? plot(Plot, {
-    width: width(), height: points.length * 30 + 84, marginLeft: margin, marginRight: narrow() ? 14 : 250, marginTop: 30, marginBottom: 40,
+    width: width(), height: points.length * 30 + 90, marginLeft: margin, marginRight: narrow() ? 14 : 250, marginTop: 30, marginBottom: 46,
     x: { label: `${metric.name}, row minus ${baseline}`, grid: true, ticks: narrow() ? 4 : 7, labelAnchor: "center", nice: true },
     y: { label: null, domain: points.map((p) => p.label), tickFormat: name, tickSize: 0 },
     marks: [
@@ -150,7 +149,7 @@ async function trainingView(board) {
     const rows = epochs.map((e) => [`seed ${e.seed}, epoch ${e.epoch}`, figureText(e.train_loss), figureText(e.dev_loss), figureText(e.dev_score), e.best ? "yes" : ""]);
     if (!steps.length && !dev.length) return figure(name, null, heads, rows, "No losses were kept.");
     const drawing = plot(Plot, {
-      width: size, height: 220, marginLeft: 44, marginRight: 14, marginTop: 24, marginBottom: 36,
+      width: size, height: 220, marginLeft: 44, marginRight: 14, marginTop: 24, marginBottom: 42,
       x: { label: "step", nice: false }, y: { label: "loss, nats a token", grid: true, ticks: 5, nice: true },
       marks: [
         Plot.line(steps, { x: "step", y: "loss", z: "seed", stroke: "var(--soft)", strokeWidth: 1, strokeOpacity: 0.8 }),

@@ -110,6 +110,20 @@ function cutName(label, room) {
   return /[:(]/.test(label) ? `…${label.slice(1 - room)}` : `${label.slice(0, room - 1)}…`;
 }
 
+// The room for names beside a plot, as wide as the widest of them but at most `most`, and what of a name fits into it.
+function nameRoom(labels, most) {
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+  const wide = (text) => pen.measureText(text).width;
+  const margin = Math.min(most, Math.max(48, ...labels.map(wide)) + 16);
+  const fit = (label) => {
+    let room = label.length;
+    while (room > 2 && wide(cutName(label, room)) > margin - 14) room -= 1;
+    return cutName(label, room);
+  };
+  return { margin, fit };
+}
+
 let groups = 0;
 function choice(label, options, value, onchange) {
   const name = `choice-${groups++}`;

@@ -13,13 +13,13 @@ async function peopleView(board, query) {
   const dots = names.flatMap((i) => (show === "scores" ? people.users[i] : i === base ? [] : gaps(people, i, base))
     .map((value, user) => ({ value, row: i, user })).filter((d) => d.value !== null));
   const rows = names.filter((i) => show === "scores" || i !== base);
-  const margin = Math.min(narrow() ? 126 : 230, Math.max(...rows.map((i) => labels[i].length)) * 6.6 + 12);
-  const name = (i) => cutName(labels[i], Math.floor((margin - 10) / 6.5));
+  const { margin, fit } = nameRoom(rows.map((i) => labels[i]), narrow() ? 126 : 230);
+  const name = (i) => fit(labels[i]);
   const place = new Map(rows.map((i, k) => [i, k]));
   const thin = Math.ceil(board.users / 400);
   const boxes = show === "scores" ? rows.filter((i) => people.spread[i]).map((i) => ({ y: place.get(i), q: people.spread[i] })) : [];
   const drawing = plot(Plot, {
-    width: width(), height: rows.length * 40 + 70, marginLeft: margin, marginRight: 16, marginTop: 26, marginBottom: 40,
+    width: width(), height: rows.length * 40 + 76, marginLeft: margin, marginRight: 16, marginTop: 26, marginBottom: 46,
     x: { label: show === "scores" ? `${metric.name} of a user` : `${metric.name} of a user, row minus ${baseline}`, grid: true, ticks: narrow() ? 4 : 8, labelAnchor: "center" },
     y: { domain: [rows.length - 0.5, -0.5], ticks: rows.map((_, k) => k), tickFormat: (k) => name(rows[k]), label: null, tickSize: 0 },
     marks: [
@@ -74,11 +74,11 @@ function winsTable(people, labels, base, metric, board) {
   const caption = `Users who are better off than with ${labels[base]} (${metric.name})`;
   return h("section", {}, h("h3", {}, caption), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", { class: "wins" }, h("caption", { class: "unseen" }, caption),
-      h("thead", {}, h("tr", {}, ["row", "won", "tied", "lost", "win rate [95 % interval]", ""].map((head) => h("th", { scope: "col" }, head || h("span", { class: "unseen" }, "bar"))))),
+      h("thead", {}, h("tr", {}, ["row", "win rate", "won", "tied", "lost", ""].map((head) => h("th", { scope: "col" }, head || h("span", { class: "unseen" }, "bar"))))),
       h("tbody", {}, rows.map(({ label, wins: [won, tied, lost], rate }) => {
         const [share, low, high] = rate.map((part) => Math.round(100 * part));
-        return h("tr", {}, h("th", { scope: "row" }, label), h("td", {}, String(won)), h("td", {}, String(tied)), h("td", {}, String(lost)),
-          h("td", {}, `${share} % [${low}, ${high}]`),
+        return h("tr", {}, h("th", { scope: "row" }, label), h("td", { class: "whole" }, `${share} % [${low}, ${high}]`),
+          h("td", {}, String(won)), h("td", {}, String(tied)), h("td", {}, String(lost)),
           h("td", { class: "bars" }, h("span", { class: "won", style: `flex: ${won}` }), h("span", { class: "tied", style: `flex: ${tied}` }), h("span", { class: "lost", style: `flex: ${lost}` })));
-      })))), h("p", { class: "legend" }, h("span", { class: "swatch won" }), " won, ", h("span", { class: "swatch tied" }), " tied, ", h("span", { class: "swatch lost" }), " lost; the middle line is half of the users. A tie counts half in the win rate; its interval is Wilson's, over users."));
+      })))), h("p", { class: "legend" }, h("span", { class: "swatch won" }), " won, ", h("span", { class: "swatch tied" }), " tied, ", h("span", { class: "swatch lost" }), " lost; the middle line is half of the users. In the win rate a tie counts half; behind it stands its 95 % interval over users (Wilson's)."));
 }
