@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bench.encoders import Encoder
     from bench.engines.base import Engine
 
-HARNESS_VERSION = "3"
+HARNESS_VERSION = "4"
 """Part of every key: raise it when a change to shared code (prompts, retrieval, training) changes outputs."""
 
 EXPORT_CONFIG, EXPORT_SECTION, EXPORT_FORMAT = "config.json", "bench", 1
