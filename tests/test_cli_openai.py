@@ -170,7 +170,7 @@ def test_a_key_is_nowhere(status: int, tmp_path: Path, capsys: Capture, monkeypa
         more = ["--set", "openai.retries=1", "--limit", "4"]
         code, out, err = call(ask(api, tmp_path, *more, methods="nonperso"), capsys)
         assert api.seen.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert code == (2 if status == 401 else 0)
+    assert code == (0 if status == 400 else 2)
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "[secret]" in written + err
     assert KEY not in written + out + err

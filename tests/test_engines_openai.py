@@ -272,6 +272,31 @@ def test_a_server_behind_a_proxy_that_is_dead_ends_the_run(fault: str, concurren
     assert [answer.text for answer in again] == expected(requests)
 
 
+@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_few_requests_to_a_server_that_is_dead_are_no_failures(fault: str, count: int, tmp_path: Path) -> None:
+    requests, dead = asks(count), {"is": True}
+    with serving(lambda *_: BAD[fault] if dead["is"] else "ok") as api:
+        engine = engine_of(api, tmp_path, retries=1)
+        with pytest.raises(UsageError, match=rf"no request got an answer.*0 of {count} answers are kept"):
+            list(engine.stream([[r] for r in requests]))
+        engine.close()
+        assert api.requests == 2 * count
+        dead["is"] = False
+        again = answers(engine_of(api, tmp_path), requests)
+    assert [answer.text for answer in again] == expected(requests)
+
+
+def test_one_that_fails_where_others_are_on_disk_is_a_failure(tmp_path: Path) -> None:
+    """Else a run with one prompt that the server cannot answer would never end."""
+    requests = asks(3)
+    last = requests[2].messages[0].content
+    with serving(lambda prompt, attempt, level: BAD["502"] if prompt == last else "ok") as api:
+        answers(engine_of(api, tmp_path), requests[:2])
+        got = answers(engine_of(api, tmp_path, retries=1), requests)
+    assert [answer.error is None for answer in got] == [True, True, False]
+
+
 def test_failures_between_answers_end_nothing() -> None:
     """Two of three fail for good, 20 in all, but never 8 in a row."""
     requests = asks(30)

@@ -257,7 +257,17 @@ class OpenAIEngine(Engine):
         waiting = iter(jobs)
         count = min(self.config.concurrency, len(jobs))
         await asyncio.gather(*(self._work(gate, waiting, deliver) for _ in range(count)))
+        if (last := self._all_silent()) is not None:
+            deliver((), wire.Hopeless(f"no request got an answer, however often sent; the last: {last}"))
+            return
         self._deliver_failures(deliver)
+
+    def _all_silent(self) -> str | None:
+        """The last failure where all there was to ask failed, too little for `_HOPELESS`, and nothing was answered."""
+        known = self._silence.answers or self.tally.from_disk
+        if known or not self._failures or self._silence.row < len(self._failures):
+            return None
+        return self._failures[-1][1].error
 
     async def _work(self, gate: Gate, jobs: Iterator[Job], deliver: _Deliver) -> None:
         """Asks one thing after the other until there is none left or nothing more is let through."""

@@ -2,9 +2,9 @@
 
 A row is written from position 0 of its slot, so that padding stands behind it and a position is an index. What a
 prompt's forward pass computes lands in the slots of its rows, one after the other, without padding between them; a
-decoding step adds one position to each of the first rows. Attention reads the slots in place: keys and values that heads
-share (grouped queries, Ainslie et al. 2023) are never unpacked to the number of heads. The heads are laid side by side
-as queries of one head, or left to the kernel where that is quicker.
+decoding step adds one position to each of the first rows. Attention reads the slots in place: keys and values that
+heads share (grouped queries, Ainslie et al. 2023) are never unpacked to the number of heads. The heads are laid side by
+side as queries of one head, or left to the kernel where that is quicker.
 """
 
 from __future__ import annotations
