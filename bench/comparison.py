@@ -127,7 +127,7 @@ def make_entries(runs: Sequence[StoredRun]) -> list[Entry]:
 def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
     """The method's name and what an ablation calls the row; rows still alike are told apart by what differs in them.
 
-    Of two such rows both say it; among more, a value that most of them have goes without saying.
+    Of two such rows both say it; among more, a value that most of them have goes without saying, a version never.
     """
     names = [printable(row_title(group[0].method, _variant(group))) for group in groups]
     flats = [settings(group[0]) for group in groups]
@@ -139,7 +139,7 @@ def _labels(groups: Sequence[Sequence[StoredRun]]) -> list[str]:
         told = ", ".join(
             f"{path.removeprefix('config.')}={shown(flat.get(path))}"
             for path in paths
-            if canonical_json(flat.get(path)) != usual[path]
+            if path == "version" or canonical_json(flat.get(path)) != usual[path]
         )
         labels.append(f"{name} ({told})" if told else name)
     seen: dict[str, int] = {}

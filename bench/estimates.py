@@ -15,8 +15,20 @@ from bench.stats import DIMENSIONS, Floats, Scored, holm, paired_bootstrap, pair
 from bench.store import MetricInfo
 
 DEFAULT_BASELINE = "nonperso"
-METRIC_ORDER = ("rouge1", "rougeL", "meteor", "bleu", "bertscore", "trait_recovery")
-"""The order in which papers on the task give their metrics; others follow."""
+METRIC_ORDER = (
+    *("rouge1", "rougeL", "meteor", "bleu", "bertscore", "trait_recovery"),
+    *(
+        "author_ngram",
+        "author_ngram_rank",
+        "author_encoder",
+        "author_encoder_rank",
+        "style_distance",
+        "peer_difference",
+    ),
+    *("copy_rate", "length_ratio"),
+)
+"""Overlap in the order of papers on the task, then whether a text sounds like its user, then what watches the others;
+what is not among them follows."""
 
 
 @dataclass

@@ -302,7 +302,7 @@ class MethodRun:
         long = ""
         if speed:
             seconds = prompt / speed.prefill_tokens_per_second + new / speed.decode_tokens_per_second
-            long = f", at most about {duration(seconds)} here"
+            long = f", about {duration(seconds)} here if all are as long"
         again = f" ({planned - len(requests)} are there already)" if len(requests) < planned else ""
         self.report(
             f"{self.title}: generating {len(requests)} of {planned} {what}{again}, {prompt:,} prompt tokens, "

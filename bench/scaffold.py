@@ -53,13 +53,20 @@ class NewMethod:
         }
         return {name: self._filled(_template(template)) for name, template in texts.items()}
 
-    def commands(self) -> list[str]:
-        """What to do next, within the folder."""
+    def commands(self, inside: bool = True) -> list[str]:
+        """What to do next, within the folder or where it was made."""
         learns = self.kind is not Kind.PROMPT
+        fast = " --set epochs=1" if learns else ""
         quick = f" --train-limit 16 --set {self.name}.epochs=1 --set {self.name}.lr=1e-3" if learns else ""
-        return [
-            f"python -m bench check {self.module}:{self.class_name}{' --set epochs=1' if learns else ''}",
+        first = [
+            f"python -m bench check {self.module}:{self.class_name}{fast}",
             "python -m pip install -e .",
+        ]
+        if not inside:
+            folder = shlex.quote(str(self.folder))
+            first = [f"python -m pip install --no-deps -e {folder}", f"python -m bench check {self.name}{fast}"]
+        return [
+            *first,
             f"python -m bench run --methods nonperso,rag,{self.name} --limit 8{quick}",
             "python -m bench table",
         ]
@@ -100,7 +107,7 @@ def told(new: NewMethod) -> str:
     meanings = ("the method: read this first", "the contract, for pytest", "its name for --methods", "how to go on")
     width = max(map(len, new.files()))
     files = [f"  {file:<{width}}  {meaning}" for file, meaning in zip(new.files(), meanings, strict=True)]
-    steps = [f"  {command}" for command in (f"cd {shlex.quote(str(new.folder))}", *new.commands())]
+    steps = [f"  {command}" for command in new.commands(inside=False)]
     return "\n".join([f"{new.folder} is a method that works as it stands:", *files, "", "Next:", *steps])
 
 

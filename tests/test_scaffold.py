@@ -65,8 +65,9 @@ def test_a_new_package_passes_its_own_test_and_the_check(kind: Kind, tmp_path: P
         "pyproject.toml",
         "README.md",
     }
-    (line,) = (line.strip() for line in out.splitlines() if "bench check" in line)
-    assert f"cd {folder}" in out
+    told = (folder / "README.md").read_text().splitlines()
+    (line,) = (line for line in told if "bench check" in line)
+    assert f"pip install --no-deps -e {folder}\n" in out
     done = process(line.split()[3:], cwd=folder)  # the very command that it tells
     assert done.returncode == 0, done.stdout + done.stderr
     assert "first-try (first_try:FirstTry) holds to the contract" in done.stdout

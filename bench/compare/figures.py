@@ -103,9 +103,11 @@ def compare_sides(
     if not both:
         raise UsageError(f"{a.path} and {b.path} have no example in common; give runs with the same --limit")
     tests = [_test(infos.infos[name], a, b, axis, resamples, seed) for name in names]
-    known = [test.p for test in tests if test.p is not None]
-    corrected = iter(holm(known))
-    tests = [test if test.p is None else replace(test, p_holm=next(corrected)) for test in tests]
+    # As in a table: what has no good side is not what anybody tests for, and makes nothing else less certain.
+    family = {i: test.p for i, test in enumerate(tests) if test.info.higher_is_better is not None}
+    asked = {i: p for i, p in family.items() if p is not None}
+    for i, corrected in zip(asked, holm(list(asked.values())), strict=True):
+        tests[i] = replace(tests[i], p_holm=corrected)
     changes, reason = most_changed(a, b, infos.infos[by], axis, examples)
     return Comparison(
         a=a,

@@ -80,9 +80,11 @@ def notes(found: Comparison) -> list[str]:
         told.append(f"Compared in spite of (--mixed): {'; '.join(map(str, found.clashes))}.")
     if own := _differing(found):
         told.append(f"A and B differ in {own}.")
+    ranked = sum(test.p_holm is not None for test in found.tests)
     told += [
         f"B - A with its 95 % interval: paired bootstrap over users, {found.resamples:,} resamples. p: paired "
-        f"permutation test over users, two-sided; p Holm: corrected over the {len(found.tests)} metrics; !: below "
+        f"permutation test over users, two-sided; p Holm: corrected over the {ranked} metrics that have a good side; "
+        f"!: below "
         f"{LEVEL}.",
         "won/tied/lost: users for whom B's mean over examples and seeds is better than, equal to or worse than A's; - "
         "for corpus metrics and those without a good side. detectable: the least true difference that such a test "

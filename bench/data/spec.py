@@ -191,7 +191,9 @@ def _find(name: str) -> Path:
         if path.is_file():
             return path
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise DataError(f"the dataset spec {name} {what}; give a TOML file, or a name from: dep-bench list datasets")
+        raise DataError(
+            f"the dataset spec {name} {what}; give a TOML file, or a name from: python -m bench list datasets"
+        )
     files = spec_files()
     if name not in files:
         raise UnknownName("dataset", name, files, "A path to a TOML file works too.")
