@@ -20,12 +20,12 @@ MODEL = {"name": "hf", "model": "tiny-lm", "revision": "r1", "dtype": "float32",
 
 
 def describe(method: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """A key description; `changes` replace whole parts, `config` the method's config."""
-    config = changes.pop("config", {"n_history": 2})
+    """A key description; `changes` replace whole parts, `config` and `version` those of the method."""
+    config, version = changes.pop("config", {"n_history": 2}), changes.pop("version", "1")
     asks = method != "oracle"
     return {
         "dataset": {"name": "world", "fingerprint": "f00d", "selection": {"limit": None}},
-        "method": {"name": method, "version": "1", "config": config},
+        "method": {"name": method, "version": version, "config": config},
         "engine": dict(MODEL) if asks else {"name": "none"},
         "encoder": None,
         "sampling": {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256},

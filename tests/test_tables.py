@@ -217,6 +217,14 @@ def test_rows_that_differ_are_refused_unless_mixed(store: Path, changes: dict[st
     assert marked == ["pag [a]"]
 
 
+def test_rows_of_several_versions_all_say_which(tmp_path: Path) -> None:
+    for version, k in (("1", 8), ("1", 4), ("2", 4)):
+        make_run(tmp_path, "mine", version=version, config={"k": k})
+    make_run(tmp_path, "rag")
+    labels = {str(row.cells[0].value) for row in leaderboard(find_runs(tmp_path).runs).sections[0].rows}
+    assert labels == {"mine (k=8, version=1)", "mine (version=1)", "mine (version=2)", "rag"}
+
+
 def test_runs_that_ask_no_model_clash_with_nobody(store: Path) -> None:
     make_run(store, "oracle", level=0.6, seed=1, sampling={"temperature": 0.0})
     table = board(store)
