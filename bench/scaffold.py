@@ -58,11 +58,10 @@ class NewMethod:
         learns = self.kind is not Kind.PROMPT
         fast = " --set epochs=1" if learns else ""
         quick = f" --train-limit 16 --set {self.name}.epochs=1 --set {self.name}.lr=1e-3" if learns else ""
-        first = [
-            f"python -m bench check {self.module}:{self.class_name}{fast}",
-            "python -m pip install -e .",
-        ]
-        if not inside:
+        if inside:
+            target = f"{self.module}:{self.class_name}"
+            first = [f"python -m bench check {target}{fast}", "python -m pip install -e ."]
+        else:
             folder = shlex.quote(str(self.folder))
             first = [f"python -m pip install --no-deps -e {folder}", f"python -m bench check {self.name}{fast}"]
         return [

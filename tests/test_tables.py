@@ -17,6 +17,8 @@ from fabricate import METRICS, MODEL, describe, examples, make_run, make_store
 
 from bench.cells import COSTS, Mark, estimate_cell, p_text
 from bench.errors import UnknownName, UsageError
+from bench.estimates import METRIC_ORDER
+from bench.plan import DEFAULT_METRICS
 from bench.render import STYLES, escape_latex, escape_markdown, render, wants_ansi
 from bench.stats import Estimate, corpus_bleu, holm, paired_permutation
 from bench.store import MetricInfo, find_runs, read_scores, write_scores
@@ -215,6 +217,10 @@ def test_rows_that_differ_are_refused_unless_mixed(store: Path, changes: dict[st
         row.cells[0].text for s in table.sections if s.baseline is None for row in s.rows if "[a]" in row.cells[0].text
     ]
     assert marked == ["pag [a]"]
+
+
+def test_a_table_orders_the_default_metrics_as_a_run_does() -> None:
+    assert sorted(DEFAULT_METRICS, key=METRIC_ORDER.index) == list(DEFAULT_METRICS)
 
 
 def test_rows_of_several_versions_all_say_which(tmp_path: Path) -> None:

@@ -104,8 +104,7 @@ def compare_sides(
         raise UsageError(f"{a.path} and {b.path} have no example in common; give runs with the same --limit")
     tests = [_test(infos.infos[name], a, b, axis, resamples, seed) for name in names]
     # As in a table: what has no good side is not what anybody tests for, and makes nothing else less certain.
-    family = {i: test.p for i, test in enumerate(tests) if test.info.higher_is_better is not None}
-    asked = {i: p for i, p in family.items() if p is not None}
+    asked = {i: test.p for i, test in enumerate(tests) if test.p is not None and test.info.name in infos.ranked}
     for i, corrected in zip(asked, holm(list(asked.values())), strict=True):
         tests[i] = replace(tests[i], p_holm=corrected)
     changes, reason = most_changed(a, b, infos.infos[by], axis, examples)

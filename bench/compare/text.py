@@ -84,8 +84,7 @@ def notes(found: Comparison) -> list[str]:
     told += [
         f"B - A with its 95 % interval: paired bootstrap over users, {found.resamples:,} resamples. p: paired "
         f"permutation test over users, two-sided; p Holm: corrected over the {ranked} metrics that have a good side; "
-        f"!: below "
-        f"{LEVEL}.",
+        f"!: below {LEVEL}.",
         "won/tied/lost: users for whom B's mean over examples and seeds is better than, equal to or worse than A's; - "
         "for corpus metrics and those without a good side. detectable: the least true difference that such a test "
         "would find with a power of 80 %, uncorrected.",

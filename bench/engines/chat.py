@@ -93,7 +93,7 @@ def encode(tokenizer: Any, messages: Sequence[Message], soft_lengths: Mapping[st
     for index, piece in enumerate(pieces):
         if index % 2 == 0:
             if piece:
-                ids += _ids(tokenizer, piece)
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
             continue
         if piece not in soft_lengths:
             raise UsageError(f"the prompt names soft slot {piece!r}, but no vectors came with the request")
@@ -103,17 +103,11 @@ def encode(tokenizer: Any, messages: Sequence[Message], soft_lengths: Mapping[st
     return Prompt(tuple(ids), tuple(slots), tuple(positions))
 
 
-def _ids(tokenizer: Any, text: str | list[str]) -> Any:
-    # Without verbose=False, a text that is longer than the model's context would be called an error here, where it is
-    # counted in order to be cut.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def count(tokenizer: Any, messages: Sequence[Message]) -> int:
     """Tokens of the rendered messages, one for each slot."""
     pieces = _SLOT.split(render(tokenizer, messages))
     texts = [piece for piece in pieces[::2] if piece]
-    return len(pieces) // 2 + sum(map(len, _ids(tokenizer, texts)))
+    return len(pieces) // 2 + sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def end_of_turn(tokenizer: Any) -> int:

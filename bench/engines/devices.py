@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -60,9 +63,9 @@ def align(model: Any) -> None:
             parameter.data = parameter.data.clone()
 
 
-def wait(device: str) -> None:
+def wait(device: torch.device) -> None:
     """Until what an accelerator was given to do is done, so that a clock tells the truth."""
-    if device == "cuda":
+    if device.type == "cuda":
         import torch
 
         torch.cuda.synchronize()

@@ -9,10 +9,11 @@ bf16 that is visible now and then.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bench.engines.refill import Written
-
-T = TypeVar("T")
 
 
 class HFConfig(Config):
@@ -111,6 +110,8 @@ class HFEngine(Engine):
                 raise UsageError(
                     f"model {self.source.name!r}: its tokenizer cannot be loaded: {first_line(error)}"
                 ) from error
+            # We count texts in order to cut them; transformers would call each one beyond the context an error.
+            tokenizer.model_max_length = sys.maxsize
             chat.check_template(tokenizer, self.source.name)
             self._tokenizer = tokenizer
         return self._tokenizer

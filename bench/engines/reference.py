@@ -46,7 +46,7 @@ def _decode(model: Any, prompts: Sequence[Prompt], batch: Sequence[Request]) -> 
     own = bank.stacked([request.user_adapter for request in batch], mask.device)
     steerings = [request.steering for request in batch]
     with torch.no_grad(), bank.applied(model, own), steered(model, steerings):
-        wait(inputs.device.type)
+        wait(inputs.device)
         start = time.perf_counter()
         output = model.generate(
             inputs_embeds=inputs,

@@ -19,6 +19,7 @@ import torch
 
 from bench.engines import bank
 from bench.engines.chat import Prompt
+from bench.engines.devices import wait
 from bench.engines.sampling import draw
 from bench.engines.slots import Segment, Slots, Step, attention
 from bench.engines.steering import steered
@@ -113,8 +114,7 @@ class Pool:
         )
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(self.device)
         return time.perf_counter()
 
     # -- reading prompts ----------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor
 
+from bench.engines.devices import wait
+
 _SHORTLIST = 1024
 """Tokens looked at first: their mass nearly always exceeds top-p, which saves sorting the whole vocabulary."""
 
@@ -98,8 +100,7 @@ class PerRequestSampler(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.first_logits_at is None:
-            if scores.is_cuda:
-                torch.cuda.synchronize()
+            wait(scores.device)
             self.first_logits_at = time.perf_counter()
         if self.temperature == 0:
             return scores

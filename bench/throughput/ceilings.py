@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.throughput.plain import wait
+from bench.engines.devices import wait
 
 _SECONDS = 1.0
 """For each of the two measurements."""

@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from bench.engines import bank, chat
 from bench.engines.base import BatchResult, LanguageModel
+from bench.engines.devices import wait
 from bench.types import Generation, Request
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ class _Lengths(LogitsProcessor):  # type: ignore[misc]  # transformers ships no 
         scores[over, self.ends[0]] = 0
         self.step += 1
         return scores
-
-
-def wait(device: torch.device) -> None:
-    """Until what was launched is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def run(lm: LanguageModel, requests: Sequence[Request], size: int) -> list[BatchResult]:
